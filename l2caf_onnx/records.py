@@ -1,0 +1,230 @@
+"""Frozen results: what the tool found, how, and the proof; and their files, a `.npz` beside a `manifest.json`.
+
+Nothing here computes. A file is written under a temporary name and renamed, the manifest last, so that a folder with a
+manifest is whole. No pickle is read or written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+
+SCHEMA_VERSION = 1
+
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor as its graph declares it: `dtype` is numpy's name, `shape` has a str where a dimension is symbolic.
+
+    `shape` is None where the graph does not even tell the rank; an unnamed dimension is `"?"`.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breakpoint:
+    """A tensor that a filter can multiply (S1).
+
+    Attributes:
+        name: The tensor.
+        op_type: The operator that makes it, or "Input" for a graph input.
+        shape: Dimensions, symbolic ones as str.
+        layout: One letter an axis, such as "NCHW": N batch, C channel, the others spatial.
+        bypass: The other tensors that cross the cut there, held at their recorded values; empty for a clean cut.
+        affine: Whether every operator from here to the outputs is affine in this tensor; None where not yet judged.
+        quantised: Whether it holds quantised integers whose scale and zero point the graph gives.
+    """
+
+    name: str
+    op_type: str
+    shape: Shape
+    layout: str
+    bypass: tuple[str, ...]
+    affine: bool | None = None
+    quantised: bool = False
+
+    @property
+    def clean(self) -> bool:
+        """Whether the cut separates the graph: nothing bypasses it."""
+        return not self.bypass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """Agreement of two computations of the same tensors, the second by onnxruntime.
+
+    Attributes:
+        tensor: The output that differs most, relative to its tolerance.
+        max_abs: Largest absolute difference there.
+        max_rel: The same, divided by the largest finite |onnxruntime value| of that tensor.
+        worst_index: Where in that tensor; None where it has no elements.
+        rtol: Allowed `max_rel`.
+        atol: Allowed absolute difference for a tensor of zeros (0: none).
+        ok: Whether values, NaN, infinities, shapes, types and (where judged) the slope agree.
+        provider: The onnxruntime execution provider that computed the reference.
+        level: Its optimisation level.
+        slope_rel: Relative difference of the directional derivative; None where it is not judged.
+        findings: Sentences that a reader should know, such as why the slope is not judged.
+    """
+
+    tensor: str
+    max_abs: float
+    max_rel: float
+    worst_index: tuple[int, ...] | None
+    rtol: float
+    atol: float
+    ok: bool
+    provider: str
+    level: str
+    slope_rel: float | None = None
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Attention:
+    """Which cells of the tensor `at` decide what arrives at `to`, for each of N samples, with its proof.
+
+    Attributes:
+        filter: (N, *spatial) float32, on the constraint set.
+        heatmap: (N, *input spatial) float32 in [0, 1], what a picture of it shows.
+        loss: (N,) the objective at `filter`.
+        evaluations: (N,) how often the tail was evaluated with gradient.
+        radius: (N,) norm of the filter divided by sqrt(cells), rho.
+        target: N class indices, or None.
+        stop_reason: N sentences, why the solver stopped.
+        at: The tensor that the filter multiplies (S1).
+        to: The tensors where the change is measured (S2).
+        objective: The objective's name.
+        constraint: The constraint's name.
+        layout: The axes of `at`, one letter each.
+        solver: The solver that ran; never "auto".
+        converter: What turned the tail into torch.
+        parity: Agreement of the torch tail with onnxruntime.
+        proof: Agreement of the filtered torch tail with onnxruntime running the filtered `.onnx`.
+        proof_kind: "tail" (the tail on recorded activations) or "model" (also the whole filtered model).
+        certificate: Proof of optimality; None, as no present solver can give one.
+        seed: Of every random choice.
+        notes: Sentences that the user should read, such as an output replaced by its logits.
+    """
+
+    filter: NDArray[np.float32]
+    heatmap: NDArray[np.float32]
+    loss: NDArray[np.float64]
+    evaluations: NDArray[np.int64]
+    radius: NDArray[np.float64]
+    target: tuple[int, ...] | None
+    stop_reason: tuple[str, ...]
+    at: str
+    to: tuple[str, ...]
+    objective: str
+    constraint: str
+    layout: str
+    solver: str
+    converter: str
+    parity: Parity
+    proof: Parity
+    proof_kind: str
+    certificate: None = None
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """All but the two arrays, as JSON-ready values."""
+        return {
+            f.name: _plain(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if f.name not in ("filter", "heatmap")
+        }
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`; on any failure nothing is left.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".l2caf-", suffix=".part")
+    except OSError as e:
+        raise InputError(
+            f"The folder cannot be written to: {e.strerror}.", where=f"Folder {str(path.parent)!r}.", how="Choose another one."
+        ) from e
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes it private; a result is an ordinary file
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a compressed `.npz` of `arrays`, atomically."""
+    write_atomic(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **dict(arrays)))
+
+
+def save_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write `manifest` with the schema version as JSON, atomically. Call it last: its presence says that all is there."""
+    document = {"schema_version": SCHEMA_VERSION, **manifest}
+    text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, lambda stream: stream.write(text.encode()) and None)
+
+
+def load_manifest(path: Path) -> dict[str, Any]:
+    """Read what `save_manifest` wrote.
+
+    Raises:
+        InputError: missing, not JSON, or of another schema version.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"The manifest cannot be read: {e.strerror}.", where=f"File {str(path)!r}.") from e
+    except ValueError as e:
+        raise InputError("The manifest is not valid JSON.", where=f"File {str(path)!r}.", how="Make it anew.") from e
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"The manifest has schema version {version!r}; this program reads {SCHEMA_VERSION}.",
+            where=f"File {str(path)!r}.",
+            how="Make it anew with this version.",
+        )
+    return dict(document)
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON-ready types; NaN and infinities, which JSON has not, become their names."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value
