@@ -1,0 +1,1 @@
+"""What the protobuf says: tensors, layouts, breakpoints, and rewriting. Nothing is run here."""

@@ -1,0 +1,137 @@
+"""Where a model can be stopped: the tensors that a filter can multiply, and what crosses a cut there.
+
+One sweep with a bit for each candidate answers all of them: bit b of a tensor's mask says that it depends on candidate b.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from ..errors import CutError, UnsupportedModelError
+from ..records import Breakpoint, Shape, TensorInfo
+from .layout import axes, layouts
+from .model import Model
+from .quantised import scale_of
+from .shapes import tensors
+from .static import constants, from_shapes_of_inputs
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def breakpoints(model: Model) -> tuple[Breakpoint, ...]:
+    """All breakpoints in topological order: float (or described quantised) tensors with two spatial cells or more.
+
+    Left out: constants, tensors of unknown rank, and tensors that no output depends on.
+    """
+    return model.cache.get("breakpoints", lambda: _breakpoints(model))
+
+
+def _breakpoints(model: Model) -> tuple[Breakpoint, ...]:
+    infos, letters, fixed = tensors(model), layouts(model), constants(model)
+    live = reaching(model, [o.name for o in model.outputs])
+    names = [
+        name
+        for name in model.names
+        if name in live
+        and name not in fixed
+        and name in letters
+        and (infos[name].dtype in FLOATS or scale_of(model, name) is not None)
+        and _cells(infos[name], letters[name]) != 1
+    ]
+    crossing = _crossing(model, names, live)
+    return tuple(
+        Breakpoint(
+            name=name,
+            op_type=model.op_of(name),
+            shape=infos[name].shape or (),
+            layout=letters[name],
+            bypass=crossing[name],
+            quantised=infos[name].dtype not in FLOATS,
+        )
+        for name in names
+    )
+
+
+def check_breakpoint(model: Model, name: str) -> TensorInfo:
+    """The type and shape of `name`, if a filter can multiply it.
+
+    Raises:
+        TensorNotFoundError: there is no such tensor.
+        CutError: a constant, an integer tensor that no scale describes, or fewer than two spatial cells.
+        UnsupportedModelError: its type or rank cannot be told from the file.
+    """
+    info = tensors(model)[model.require(name)]
+    where = f"Tensor {name!r} ({model.op_of(name)}) of model {model.name!r}."
+    how = "`l2caf-onnx inspect MODEL` lists the tensors where it can be stopped."
+    if name in constants(model):
+        raise CutError("This tensor is a constant: it does not depend on the input.", where=where, how=how)
+    if info.shape is None or info.dtype == "?":
+        what = "The type and rank of this tensor cannot be told from the file."
+        raise UnsupportedModelError(what, where=where, how="Run onnx.shape_inference on the model, or choose a neighbour.")
+    if info.dtype not in FLOATS and scale_of(model, name) is None:
+        what = f"This tensor holds {info.dtype} values that no scale and zero point describe: a filter cannot multiply it."
+        raise CutError(what, where=where, how=how)
+    letters = layouts(model).get(name)
+    if letters is None or _cells(info, letters) == 1:
+        what = f"This tensor has fewer than two spatial cells (shape {_text(info.shape)}): there is nothing to choose among."
+        raise CutError(what, where=where, how=how)
+    return info
+
+
+def reaching(model: Model, targets: list[str]) -> frozenset[str]:
+    """The tensors that `targets` depend on, themselves included."""
+    found: set[str] = set(targets)
+    for index in range(len(model.proto.graph.node) - 1, -1, -1):
+        if any(o in found for o in model.proto.graph.node[index].output):
+            found.update(model.reads[index])
+    return frozenset(found)
+
+
+def reached(model: Model, source: str) -> frozenset[str]:
+    """The tensors that depend on `source`, itself included."""
+    found = {source}
+    for node, reads in zip(model.proto.graph.node, model.reads, strict=True):
+        if any(r in found for r in reads):
+            found.update(o for o in node.output if o)
+    return frozenset(found)
+
+
+def _crossing(model: Model, names: list[str], live: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    """For each candidate, what its tail reads that does not depend on it: no constants, shapes or graph inputs."""
+    free = from_shapes_of_inputs(model) | {i.name for i in model.inputs}
+    bit = {name: 1 << b for b, name in enumerate(names)}
+    depends = {i.name: bit.get(i.name, 0) for i in model.inputs}
+    read_by: dict[str, int] = {}
+    for node, reads in zip(model.proto.graph.node, model.reads, strict=True):
+        mask = 0
+        for r in reads:
+            mask |= depends.get(r, 0)
+        for o in node.output:
+            depends[o] = mask | bit.get(o, 0)
+        if any(o in live for o in node.output):
+            for r in reads:
+                read_by[r] = read_by.get(r, 0) | mask
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for name in model.producers:
+        if name in free:
+            continue
+        bits = read_by.get(name, 0) & ~depends[name]
+        while bits:
+            low = bits & -bits
+            found[names[low.bit_length() - 1]].append(name)
+            bits ^= low
+    return {name: tuple(crossing) for name, crossing in found.items()}
+
+
+def _cells(info: TensorInfo, layout: str) -> int | None:
+    """Number of spatial cells; None where a spatial dimension is symbolic; 1 where there is no spatial axis."""
+    shape = info.shape or ()
+    sizes = [shape[a] for a in axes(layout).spatial]
+    known = [s for s in sizes if isinstance(s, int)]
+    if len(known) == len(sizes):
+        return prod(known)
+    return None
+
+
+def _text(shape: Shape) -> str:
+    return "(" + ", ".join(str(d) for d in shape) + ")"

@@ -1,0 +1,141 @@
+"""Which axes of a tensor are batch, channel and space: one letter an axis, found from the operators around it.
+
+Convolutions and pools want NC and space behind; matrix products and layer norms want C last; Transpose carries letters
+along; element-wise operators keep them. What remains unknown takes the usual letters of its rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from ..errors import InputError
+from ..records import TensorInfo
+from .model import Model
+from .shapes import tensors
+
+_SPACE = {1: "L", 2: "HW", 3: "DHW"}
+_DEFAULT = {0: "", 1: "C", 2: "NC", 3: "NTC", 4: "NCHW", 5: "NCDHW"}
+
+_CHANNELS_SECOND = {
+    "Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "MaxPool", "AveragePool", "LpPool",
+    "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "BatchNormalization", "InstanceNormalization",
+    "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth", "MaxUnpool", "DeformConv",
+}  # fmt: skip
+_CHANNELS_LAST = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"}
+_KEEPS = {
+    "Abs", "Add", "BiasGelu", "BitShift", "Cast", "Ceil", "Celu", "Clip", "Concat", "CumSum", "DequantizeLinear", "Div",
+    "Dropout", "Elu", "Erf", "Exp", "FastGelu", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Hardmax", "Identity",
+    "LeakyRelu", "Log", "LogSoftmax", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Pad", "Pow", "PRelu",
+    "QLinearAdd", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QuantizeLinear", "QuickGelu", "Reciprocal",
+    "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Resize", "Round", "Selu", "Sigmoid", "Sign", "Slice",
+    "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Upsample",
+    "Where",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """Positions of a tensor's axes: `batch` (None: it has none), `channel` (all that no filter touches), `spatial`."""
+
+    batch: int | None
+    channel: tuple[int, ...]
+    spatial: tuple[int, ...]
+
+
+def axes(layout: str) -> Axes:
+    """Read a layout's letters: N is batch, C channel (G and K too, where there are more), every other letter spatial."""
+    batch = layout.find("N")
+    channel = tuple(i for i, letter in enumerate(layout) if letter in "CGK")
+    spatial = tuple(i for i, letter in enumerate(layout) if letter not in "NCGK")
+    return Axes(batch if batch >= 0 else None, channel, spatial)
+
+
+def check_layout(layout: str, rank: int, tensor: str) -> str:
+    """`layout` in capitals, if it fits a tensor of that rank.
+
+    Raises:
+        InputError: a letter too many, too few or twice, or no spatial axis.
+    """
+    letters = layout.upper()
+    if len(letters) != rank or len(set(letters)) != rank or not letters.isalpha() or not axes(letters).spatial:
+        raise InputError(
+            f"The layout {layout!r} does not fit: {rank} different letters are needed, one an axis, one of them spatial.",
+            where=f"Tensor {tensor!r} of rank {rank}.",
+            how=f"For instance {_DEFAULT.get(rank, 'NCHW')!r}: N batch, C channel, the others spatial.",
+        )
+    return letters
+
+
+def layouts(model: Model) -> dict[str, str]:
+    """The layout of every tensor whose rank is known."""
+    return model.cache.get("layouts", lambda: _layouts(model))
+
+
+def _layouts(model: Model) -> dict[str, str]:
+    infos = tensors(model)
+    rank = {name: len(info.shape) for name, info in infos.items() if info.shape is not None}
+    found: dict[str, str] = {}
+
+    def settle(name: str, layout: str | None) -> None:
+        if layout is not None and name not in found and rank.get(name) == len(layout):
+            found[name] = layout
+
+    nodes = model.proto.graph.node
+    for node in nodes:  # what operators demand comes before what spreads from neighbours
+        if node.op_type in _CHANNELS_SECOND and node.input:
+            for name in (node.input[0], node.output[0]):
+                settle(name, _channels_second(rank.get(name, 0)))
+        elif node.op_type in _CHANNELS_LAST and rank.get(node.input[0], 0) in (3, 4):
+            settle(node.output[0], "NTC" if rank[node.input[0]] == 3 else "NHWC")
+    for _ in range(2):
+        for node in nodes:
+            for source, target in _links(node):
+                settle(target, _carried(node, found.get(source), forward=True))
+        for node in reversed(nodes):
+            for source, target in _links(node):
+                settle(source, _carried(node, found.get(target), forward=False))
+    for name, r in rank.items():
+        settle(name, _guess(infos[name], r))
+    return found
+
+
+def _links(node: onnx.NodeProto) -> list[tuple[str, str]]:
+    """Pairs (input, output) of a node between which letters carry over."""
+    if node.op_type == "Transpose":
+        return [(node.input[0], node.output[0])]
+    if node.op_type in ("MatMul", "FusedMatMul"):
+        return [(node.input[0], node.output[0])]
+    if node.op_type not in _KEEPS:
+        return []
+    return [(i, o) for i in node.input if i for o in node.output if o]
+
+
+def _carried(node: onnx.NodeProto, layout: str | None, *, forward: bool) -> str | None:
+    if layout is None:
+        return None
+    if node.op_type in ("MatMul", "FusedMatMul"):
+        return layout if layout.endswith("C") else None
+    if node.op_type != "Transpose":
+        return layout
+    perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), list(range(len(layout)))[::-1])
+    if len(perm) != len(layout):
+        return None
+    if forward:
+        return "".join(layout[p] for p in perm)
+    back = [""] * len(layout)
+    for position, p in enumerate(perm):
+        back[p] = layout[position]
+    return "".join(back)
+
+
+def _channels_second(rank: int) -> str | None:
+    return f"NC{_SPACE[rank - 2]}" if rank - 2 in _SPACE else None
+
+
+def _guess(info: TensorInfo, rank: int) -> str | None:
+    shape = info.shape or ()
+    if rank == 4 and shape[-1] in (1, 3, 4) and shape[1] not in (1, 3, 4):
+        return "NHWC"
+    return _DEFAULT.get(rank)

@@ -1,0 +1,247 @@
+"""A loaded `.onnx` as one immutable value: checked once, sorted, with the index that every question about it needs.
+
+onnxruntime accepts graphs that other tools do not (nodes out of order, initialisers listed as inputs); they are brought
+into one form here, so that no other room has to know.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from ..errors import InputError, TensorNotFoundError, UnsupportedModelError
+from ..records import Shape, TensorInfo
+from .nodes import node_reads, subgraphs, walk
+from .validate import check_external_data, check_nodes, sorted_nodes
+
+T = TypeVar("T")
+
+_CACHE_ENTRIES = 64
+
+
+class Cache:
+    """A bounded store of what was made from a Model (cuts, sessions, converted tails); it lives and dies with it."""
+
+    def __init__(self, size: int = _CACHE_ENTRIES) -> None:
+        self._entries: OrderedDict[Hashable, object] = OrderedDict()
+        self._size = size
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The entry at `key`, made by `make` when it is not there; the least recently used one is dropped."""
+        if key not in self._entries:
+            self._entries[key] = make()
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._size:
+            self._entries.popitem(last=False)
+        return self._entries[key] if key in self._entries else make()  # type: ignore[return-value]  # made by `make`
+
+
+class Model:
+    """An ONNX model. Make one with `load`; treat `proto` as read-only.
+
+    Attributes:
+        proto: The protobuf: nodes sorted, functions inlined, no initialiser among the inputs, external data not read.
+        base_dir: Where relative paths of external data start; None when nothing is external.
+        name: What to call it in messages.
+        cache: What was made from it.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, *, base_dir: Path | None = None, name: str = "model") -> None:
+        self.proto = proto
+        self.base_dir = base_dir
+        self.name = name
+        self.cache = Cache()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {len(self.proto.graph.node)} nodes, opset {self.opset()}>"
+
+    @cached_property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The tensors that a run must be fed."""
+        return tuple(value_to_info(v) for v in self.proto.graph.input)
+
+    @cached_property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensors that a run returns."""
+        return tuple(value_to_info(v) for v in self.proto.graph.output)
+
+    @cached_property
+    def initialisers(self) -> dict[str, onnx.TensorProto]:
+        """Weights and other constants by name (dense ones)."""
+        return {t.name: t for t in self.proto.graph.initializer}
+
+    @cached_property
+    def stored(self) -> frozenset[str]:
+        """Names of all stored tensors, sparse ones included."""
+        return frozenset(self.initialisers) | {t.values.name for t in self.proto.graph.sparse_initializer}
+
+    @cached_property
+    def producers(self) -> dict[str, int]:
+        """Tensor name -> index of the node that makes it."""
+        return {o: i for i, n in enumerate(self.proto.graph.node) for o in n.output if o}
+
+    @cached_property
+    def reads(self) -> tuple[tuple[str, ...], ...]:
+        """For each node, the tensors that it reads, those captured by its subgraphs included."""
+        return tuple(node_reads(n) for n in self.proto.graph.node)
+
+    @cached_property
+    def consumers(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> indices of the nodes that read it."""
+        found: dict[str, list[int]] = {}
+        for i, names in enumerate(self.reads):
+            for name in names:
+                found.setdefault(name, []).append(i)
+        return {name: tuple(indices) for name, indices in found.items()}
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Graph inputs and node outputs of the top level, in topological order."""
+        return tuple(i.name for i in self.inputs) + tuple(self.producers)
+
+    @property
+    def has_external_data(self) -> bool:
+        """Whether some weights lie in files beside the model."""
+        return any(t.data_location == onnx.TensorProto.EXTERNAL for t in self.proto.graph.initializer)
+
+    def opset(self, domain: str = "") -> int | None:
+        """The imported version of a domain's operators; None when it is not imported."""
+        aliases = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
+        return next((o.version for o in self.proto.opset_import if o.domain in aliases), None)
+
+    def op_of(self, name: str) -> str:
+        """The operator that makes a tensor; "Input" for a graph input, "Constant" for a stored one."""
+        if name in self.producers:
+            return str(self.proto.graph.node[self.producers[name]].op_type)
+        return "Constant" if name in self.stored else "Input"
+
+    def require(self, name: str) -> str:
+        """`name`, if the top level of the graph has such a tensor.
+
+        Raises:
+            TensorNotFoundError: it has not; the nearest names are offered.
+        """
+        if name in self.producers or any(name == i.name for i in self.inputs):
+            return name
+        where = f"Model {self.name!r}."
+        if name in self.stored:
+            raise TensorNotFoundError(name, self.names, where=where, how="That name is a constant of the model: it does not depend on the input.")
+        inside = {o for n in self.proto.graph.node for g in subgraphs(n) for m in walk(g) for o in m.output}
+        if name in inside:
+            how = "That name is inside a subgraph (If, Loop or Scan); cut at a tensor of the top level."
+            raise TensorNotFoundError(name, self.names, where=where, how=how)
+        raise TensorNotFoundError(name, self.names, where=where)
+
+
+def load(source: str | Path | bytes | onnx.ModelProto | Model) -> Model:
+    """Read a model; check it; weights in external files stay on disk until they are used.
+
+    Args:
+        source: A path, the bytes of a `.onnx` file, a `ModelProto` (copied, never changed), or a Model (returned as is).
+
+    Raises:
+        InputError: no such file, not an ONNX protobuf, an invalid graph, external data missing or outside the folder.
+        UnsupportedModelError: an IR version below 3, or an operator that its opset does not have.
+    """
+    if isinstance(source, Model):
+        return source
+    base_dir: Path | None = None
+    if isinstance(source, onnx.ModelProto):
+        proto, name = onnx.ModelProto(), "model"
+        proto.CopyFrom(source)
+    elif isinstance(source, bytes):
+        proto, name = _parse(source, "Bytes handed over."), "model"
+    else:
+        path = Path(source)
+        proto, name, base_dir = _parse(_read(path), f"File {str(path)!r}."), path.name, path.resolve().parent
+    where = f"Model {name!r}."
+    _check_header(proto, where)
+    if proto.functions:
+        proto = _inlined(proto, where)
+    stored = {t.name for t in proto.graph.initializer}
+    for value in [v for v in proto.graph.input if v.name in stored]:
+        proto.graph.input.remove(value)
+    external = check_external_data(proto, base_dir, where)
+    order = sorted_nodes(proto.graph, where)
+    if order is not None:
+        nodes = [onnx.NodeProto.FromString(proto.graph.node[i].SerializeToString()) for i in order]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+    check_nodes(proto, where)
+    return Model(proto, base_dir=base_dir if external else None, name=name)
+
+
+def _read(path: Path) -> bytes:
+    where = f"File {str(path)!r}."
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as e:
+        raise InputError("There is no such model file.", where=where, how="Check the path.") from e
+    except IsADirectoryError as e:
+        raise InputError("The model is a directory, not a file.", where=where, how="Name the .onnx file in it.") from e
+    except OSError as e:
+        raise InputError(f"The model file cannot be read: {e.strerror}.", where=where) from e
+
+
+def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    try:
+        return onnx.ModelProto.FromString(data)
+    except DecodeError as e:
+        raise InputError(
+            "This is not an ONNX model, or it is truncated: the protobuf cannot be decoded.",
+            where=where,
+            how="Export or copy it anew.",
+        ) from e
+
+
+def _check_header(proto: onnx.ModelProto, where: str) -> None:
+    if not proto.HasField("graph") or not proto.graph.output:
+        raise InputError(
+            "This is not a whole ONNX model: it has no graph with outputs.", where=where, how="Export or copy it anew."
+        )
+    if proto.ir_version < 3:
+        raise UnsupportedModelError(
+            f"The model has IR version {proto.ir_version}; 3 is the oldest that can be read.",
+            where=where,
+            how="Export it with a newer exporter.",
+        )
+    if not proto.opset_import:
+        raise InputError("The model imports no operator set.", where=where, how="Export or copy it anew.")
+
+
+def _inlined(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    import onnx.inliner
+
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except Exception as e:  # noqa: BLE001  # the inliner raises bare RuntimeErrors of several kinds
+        raise InputError(f"The model's local functions cannot be inlined: {e}.", where=where) from e
+
+
+def value_to_info(value: onnx.ValueInfoProto) -> TensorInfo:
+    """A protobuf value as a TensorInfo; a non-tensor type is named in `dtype`, with an unknown shape."""
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return TensorInfo(value.name, kind.removesuffix("_type") if kind else "?", None)
+    tensor = value.type.tensor_type
+    shape: Shape | None = None
+    if tensor.HasField("shape"):
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or "?") for d in tensor.shape.dim
+        )
+    return TensorInfo(value.name, dtype_name(tensor.elem_type), shape)
+
+
+def dtype_name(elem_type: int) -> str:
+    """numpy's name of a protobuf element type; "?" where it is not declared."""
+    if elem_type == onnx.TensorProto.STRING:
+        return "str"
+    if elem_type in onnx.helper.get_all_tensor_dtypes():
+        return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+    return "?"

@@ -1,0 +1,147 @@
+"""What makes a file that parses still no model: cycles, dangling names, unknown operators, external data astray.
+
+Only what onnxruntime would refuse too is refused here: `onnx.checker` is stricter (it wants sorted nodes, declared
+output shapes, a graph name), and real exports break its rules and run.
+"""
+
+from __future__ import annotations
+
+import heapq
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+
+from ..errors import InputError, UnsupportedModelError
+from .nodes import label, node_reads, walk
+
+_KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+
+
+def sorted_nodes(graph: onnx.GraphProto, where: str) -> list[int] | None:
+    """A topological order of the top level's nodes that keeps the file's order where it can; None if already sorted.
+
+    Raises:
+        InputError: a name defined twice, a name that nothing defines, or a cycle.
+    """
+    given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    given |= {t.values.name for t in graph.sparse_initializer} | {""}
+    makers: dict[str, int] = {}
+    for i, node in enumerate(graph.node):
+        for out in filter(None, node.output):
+            if out in makers or out in given:
+                raise InputError(
+                    f"Invalid graph: the tensor {out!r} is defined twice.", where=where, how="Export the model anew."
+                )
+            makers[out] = i
+    reads = [node_reads(n) for n in graph.node]
+    for i, names in enumerate(reads):
+        for name in names:
+            if name not in makers and name not in given:
+                raise InputError(
+                    f"Invalid graph: node {label(graph.node[i])!r} ({graph.node[i].op_type}) reads {name!r}, "
+                    "which nothing defines.",
+                    where=where,
+                    how="Export the model anew.",
+                )
+    for value in graph.output:
+        if value.name not in makers and value.name not in given:
+            raise InputError(
+                f"Invalid graph: nothing makes the output {value.name!r}.", where=where, how="Export the model anew."
+            )
+    waiting = [len({makers[n] for n in names if n in makers}) for names in reads]
+    users: dict[int, list[int]] = {}
+    for i, names in enumerate(reads):
+        for maker in {makers[n] for n in names if n in makers}:
+            users.setdefault(maker, []).append(i)
+    ready = [i for i, count in enumerate(waiting) if count == 0]
+    order: list[int] = []
+    while ready:
+        i = heapq.heappop(ready)
+        order.append(i)
+        for user in users.get(i, ()):
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                heapq.heappush(ready, user)
+    if len(order) < len(graph.node):
+        stuck = next(i for i, count in enumerate(waiting) if count > 0)
+        raise InputError(
+            f"Invalid graph: it has a cycle through node {label(graph.node[stuck])!r} ({graph.node[stuck].op_type}).",
+            where=where,
+            how="Export the model anew.",
+        )
+    return None if order == list(range(len(order))) else order
+
+
+def check_nodes(proto: onnx.ModelProto, where: str) -> None:
+    """Check each node of a standard domain against its operator's schema: known, right counts, no attribute missing.
+
+    Raises:
+        UnsupportedModelError: an operator that the imported opset does not have.
+        InputError: wrong number of inputs or outputs, or a required attribute missing.
+    """
+    versions = {o.domain: o.version for o in proto.opset_import}
+    default = versions.get("", versions.get("ai.onnx"))
+    for node in walk(proto.graph):
+        if node.domain not in _KNOWN_DOMAINS:
+            continue  # onnxruntime alone knows whether it has the operator
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        version = default if domain == "" else versions.get(domain)
+        name = f"Node {label(node)!r} ({node.op_type}, opset {version})."
+        if version is None:
+            raise InputError(f"Invalid graph: the model imports no opset of domain {domain or 'ai.onnx'!r}.", where=f"{where} {name}")
+        try:
+            schema = onnx.defs.get_schema(node.op_type, version, domain)
+        except onnx.defs.SchemaError as e:
+            raise UnsupportedModelError(
+                f"ONNX has no operator {node.op_type!r} in opset {version}.",
+                where=f"{where} {name}",
+                how="Export the model with standard operators, or set the node's own domain.",
+                node=label(node),
+                op=node.op_type,
+                opset=version,
+            ) from e
+        missing = [a.name for a in schema.attributes.values() if a.required and a.name not in {x.name for x in node.attribute}]
+        wrong = (
+            f"it lacks the attribute {missing[0]!r}"
+            if missing
+            else f"it has {len(node.input)} inputs"
+            if not schema.min_input <= len(node.input) <= schema.max_input
+            else f"it has {len(node.output)} outputs"
+            if not schema.min_output <= len(node.output) <= schema.max_output
+            else ""
+        )
+        if wrong:
+            raise InputError(f"Invalid graph: {wrong}.", where=f"{where} {name}", how="Export the model anew.")
+
+
+def check_external_data(proto: onnx.ModelProto, base_dir: Path | None, where: str) -> bool:
+    """Whether weights lie in other files; they must be there, long enough, and inside the model's own folder.
+
+    Raises:
+        InputError: a file missing, too short, or outside the folder (absolute, with "..", or by a link).
+    """
+    found = False
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        found = True
+        entries = {e.key: e.value for e in tensor.external_data}
+        location = entries.get("location", "")
+        what = f"The weights of {tensor.name!r} lie in the file {location!r}"
+        if base_dir is None:
+            raise InputError(f"{what}, but the model came without a folder.", where=where, how="Load it by its path.")
+        pure = PurePosixPath(location)
+        astray = not location or pure.is_absolute() or PureWindowsPath(location).is_absolute() or ".." in pure.parts
+        path = base_dir / location
+        if astray or not path.resolve().is_relative_to(base_dir.resolve()):
+            raise InputError(
+                f"{what}, which is outside the model's folder.",
+                where=where,
+                how="Such a model is not opened; move the data beside the model and save it anew.",
+            )
+        if not path.is_file():
+            raise InputError(f"{what}, which is missing.", where=where, how="Put the file beside the model.")
+        end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
+        if path.stat().st_size < end:
+            raise InputError(f"{what}, which is too short: {end} bytes are needed.", where=where, how="Copy it anew.")
+    return found

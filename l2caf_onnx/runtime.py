@@ -1,0 +1,148 @@
+"""Running models: the only importer of onnxruntime. Sessions, providers, threads and optimisation levels live here.
+
+Worker threads do not spin: torch computes between two runs, and a spinning pool takes a core from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from .errors import InputError, UnsupportedModelError
+from .graph.model import Model
+from .records import TensorInfo
+
+Level = Literal["disable", "basic", "extended", "all"]
+Arrays = dict[str, NDArray[Any]]
+
+CPU = "CPUExecutionProvider"
+_LEVELS = {
+    "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+def run(
+    model: Model,
+    feeds: Mapping[str, NDArray[Any]],
+    *,
+    level: Level = "disable",
+    providers: Sequence[str] | None = None,
+) -> Arrays:
+    """Run `model` by onnxruntime: {output name: array}. "disable", the default, is the reference semantics.
+
+    Raises:
+        InputError: a wrong input name, shape or type; an unknown level or provider.
+        UnsupportedModelError: onnxruntime cannot load or run it; the node is named where onnxruntime says which.
+    """
+    given = check_feeds(model, feeds)
+    chosen = session(model, level=level, providers=providers)
+    names = [o.name for o in model.outputs]
+    try:
+        values = chosen.run(names, given)
+    except Exception as e:  # noqa: BLE001  # onnxruntime's exceptions share no base class but Exception
+        raise _refused(model, e, "onnxruntime failed while it ran the model") from e
+    return dict(zip(names, values, strict=True))
+
+
+def session(model: Model, *, level: Level = "disable", providers: Sequence[str] | None = None) -> ort.InferenceSession:
+    """The session for `model` at that level, made once."""
+    if level not in _LEVELS:
+        raise InputError(f"There is no optimisation level {level!r}.", where="`level`.", how=f"Choose one of {', '.join(_LEVELS)}.")
+    wanted = check_providers(providers)
+    return model.cache.get(("session", level, wanted), lambda: _session(model, level, wanted))
+
+
+def check_providers(providers: Sequence[str] | None) -> tuple[str, ...]:
+    """The execution providers to ask for, the CPU always last.
+
+    Raises:
+        InputError: one that this onnxruntime does not have.
+    """
+    available = ort.get_available_providers()
+    for name in providers or ():
+        if name not in available:
+            raise InputError(
+                f"This onnxruntime has no execution provider {name!r}.", where="`providers`.", how=f"It has {', '.join(available)}."
+            )
+    return tuple(dict.fromkeys([*(providers or ()), CPU]))
+
+
+def _session(model: Model, level: str, providers: tuple[str, ...]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = _LEVELS[level]
+    options.log_severity_level = 4  # errors come back as exceptions; warnings are about the model's style
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if model.base_dir is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.base_dir))
+    if providers[0] != CPU and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds the CUDA libraries that came with torch
+    try:
+        return ort.InferenceSession(model.proto.SerializeToString(), options, providers=list(providers))
+    except Exception as e:  # noqa: BLE001  # as above
+        raise _refused(model, e, "onnxruntime cannot load the model") from e
+
+
+def check_feeds(model: Model, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+    """`feeds` as arrays, if they fit the model's inputs.
+
+    Raises:
+        InputError: a missing or unknown name, a wrong type, rank or dimension.
+    """
+    expected = {i.name: i for i in model.inputs}
+    where = f"Inputs of model {model.name!r}: {', '.join(map(_signature, model.inputs))}."
+    for name in feeds:
+        if name not in expected:
+            raise InputError(f"The model has no input {name!r}.", where=where, how="Name the inputs as the model does.")
+    for name in expected:
+        if name not in feeds:
+            raise InputError(f"The input {name!r} is missing.", where=where, how="Feed every input.")
+    arrays = {name: np.asarray(value) for name, value in feeds.items()}
+    for name, array in arrays.items():
+        info = expected[name]
+        if info.dtype not in ("?", "str", str(array.dtype)) and info.shape is not None:
+            raise InputError(
+                f"The input {name!r} has type {array.dtype}; the model wants {info.dtype}.", where=where, how="Convert it first."
+            )
+        if info.shape is None:
+            continue
+        fits = len(info.shape) == array.ndim and all(
+            isinstance(want, str) or want == have for want, have in zip(info.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise InputError(
+                f"The input {name!r} has shape {array.shape}; the model wants {_signature(info)}.",
+                where=where,
+                how="Resize or reshape it first.",
+            )
+    return arrays
+
+
+def _signature(info: TensorInfo) -> str:
+    shape = "" if info.shape is None else "[" + ",".join(str(d) for d in info.shape) + "]"
+    return f"{info.name} {info.dtype}{shape}"
+
+
+def _refused(model: Model, error: Exception, what: str) -> UnsupportedModelError:
+    """onnxruntime's exception as ours; it names the node in one of several phrases."""
+    text = str(error).strip().splitlines()[0]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text)
+    found = re.search(r"(?:[Nn]ode|Node name|running \w+ node)[^'(]*[('. ]+(?:Name:)?'?([^')]+)[')]", text)
+    named = found.group(1) if found else None
+    node = next((n for n in model.proto.graph.node if n.name and n.name == named), None)
+    missing = re.search(r"implementation for ([\w.:]+)\((\d+)\)", text)
+    return UnsupportedModelError(
+        f"{what}: {text}.".replace("..", "."),
+        where=f"Model {model.name!r}" + (f", node {node.name!r} ({node.op_type})." if node is not None else "."),
+        how="Check that the model runs in onnxruntime by itself, with these inputs.",
+        node=named,
+        op=node.op_type if node is not None else (missing.group(1) if missing else None),
+        opset=model.opset(node.domain if node is not None else ""),
+    )
