@@ -11,6 +11,7 @@ from ..errors import CutError, UnsupportedModelError
 from ..records import Breakpoint, Shape, TensorInfo
 from .layout import axes, layouts
 from .model import Model
+from .paths import reaching
 from .quantised import scale_of
 from .shapes import tensors
 from .static import constants, from_shapes_of_inputs
@@ -76,24 +77,6 @@ def check_breakpoint(model: Model, name: str) -> TensorInfo:
         what = f"This tensor has fewer than two spatial cells (shape {_text(info.shape)}): there is nothing to choose among."
         raise CutError(what, where=where, how=how)
     return info
-
-
-def reaching(model: Model, targets: list[str]) -> frozenset[str]:
-    """The tensors that `targets` depend on, themselves included."""
-    found: set[str] = set(targets)
-    for index in range(len(model.proto.graph.node) - 1, -1, -1):
-        if any(o in found for o in model.proto.graph.node[index].output):
-            found.update(model.reads[index])
-    return frozenset(found)
-
-
-def reached(model: Model, source: str) -> frozenset[str]:
-    """The tensors that depend on `source`, itself included."""
-    found = {source}
-    for node, reads in zip(model.proto.graph.node, model.reads, strict=True):
-        if any(r in found for r in reads):
-            found.update(o for o in node.output if o)
-    return frozenset(found)
 
 
 def _crossing(model: Model, names: list[str], live: frozenset[str]) -> dict[str, tuple[str, ...]]:

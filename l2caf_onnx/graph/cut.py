@@ -13,8 +13,9 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import CutError, InputError, TensorNotFoundError, UnsupportedModelError
-from .breakpoints import check_breakpoint, reached, reaching
+from .breakpoints import check_breakpoint
 from .model import Model
+from .paths import reached, reaching
 from .shapes import tensors
 from .static import from_shapes_of_inputs
 

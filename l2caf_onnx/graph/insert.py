@@ -1,0 +1,155 @@
+"""The filter in the `.onnx` itself: S1 multiplied by f, as a constant (to deploy and prove) or as an input (to solve).
+
+The filtered model is an ordinary `.onnx`, independent of any converter. A quantised S1 is dequantised, multiplied and
+quantised alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..errors import CutError, InputError
+from .breakpoints import FLOATS, check_breakpoint
+from .cut import from_ir, to_ir
+from .layout import Axes, axes, check_layout, layouts
+from .model import Model
+from .quantised import scale_of
+from .shapes import tensors
+
+FILTER_INPUT = "l2caf_filter"
+
+
+def insert_filter(model: Model, at: str, filter: NDArray[Any], *, layout: str | None = None) -> Model:
+    """`model` with the tensor `at` multiplied by `filter`, shared by all channels.
+
+    Args:
+        model: The whole model, or a tail that has `at` as input.
+        at: S1. Where it is a graph output, the filtered tensor keeps the output's name.
+        filter: (*spatial) for every sample alike, or (N, *spatial) with N = 1 or the batch.
+        layout: The axes of `at`, one letter each; None: found from the graph.
+
+    Raises:
+        TensorNotFoundError, CutError: `at` is no breakpoint.
+        InputError: the filter does not fit the tensor, or is not finite.
+    """
+    letters, where = _checked(model, at, layout)
+    places = axes(letters)
+    values = np.asarray(filter, dtype=np.float32)
+    if values.ndim == len(places.spatial):
+        values = values[None]
+    shape = tensors(model)[at].shape or ()
+    wanted = [shape[a] for a in places.spatial]
+    batch = shape[places.batch] if places.batch is not None else 1
+    fits = values.ndim == 1 + len(wanted) and all(
+        isinstance(w, str) or w == have for w, have in zip(wanted, values.shape[1:], strict=True)
+    )
+    if not fits or (values.shape[0] != 1 and isinstance(batch, int) and values.shape[0] != batch):
+        raise InputError(
+            f"The filter has shape {np.shape(filter)}; {tuple(wanted)} is needed, or that with the batch in front.",
+            where=where,
+            how="One value a spatial cell.",
+        )
+    if not np.isfinite(values).all():
+        raise InputError("The filter holds NaN or infinity.", where=where, how="Find out where it comes from.")
+    graph_model = to_ir(model)
+    name = _fresh("l2caf_filter", model)
+    value = ir.Value(name=name, const_value=ir.tensor(broadcastable(values, places), name=name))
+    graph_model.graph.register_initializer(value)
+    _multiply(graph_model.graph, model, at, value)
+    return from_ir(graph_model, model, f"{model.name} filtered at {at!r}")
+
+
+def open_filter(model: Model, at: str, *, layout: str) -> Model:
+    """`model` with a further float32 input `FILTER_INPUT` that multiplies `at`: one graph for every filter."""
+    graph_model = to_ir(model)
+    letters = check_layout(layout, len(tensors(model)[at].shape or ()), at)
+    places = axes(letters)
+    dims = ["l2caf_n" if a == places.batch else f"l2caf_{a}" if a in places.spatial else 1 for a in range(len(letters))]
+    value = ir.Value(name=FILTER_INPUT, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(dims))
+    graph_model.graph.inputs.append(value)
+    _multiply(graph_model.graph, model, at, value)
+    return from_ir(graph_model, model, model.name)
+
+
+def broadcastable(filter: NDArray[np.float32], places: Axes) -> NDArray[np.float32]:
+    """(N, *spatial) -> an array that broadcasts over a tensor with those axes."""
+    rank = (places.batch is not None) + len(places.channel) + len(places.spatial)
+    order = sorted(range(len(places.spatial)), key=lambda i: places.spatial[i])
+    moved = np.transpose(filter, [0, *(1 + i for i in order)])
+    if places.batch is None:
+        moved = moved[0]
+    elif places.batch != 0:  # the batch may stand behind some of the spatial axes
+        before = sum(a < places.batch for a in places.spatial)
+        moved = np.moveaxis(moved, 0, before)
+    shape = iter(moved.shape)
+    return np.ascontiguousarray(moved.reshape([1 if a in places.channel else next(shape) for a in range(rank)]))
+
+
+def _checked(model: Model, at: str, layout: str | None) -> tuple[str, str]:
+    info = check_breakpoint(model, at)
+    where = f"Tensor {at!r} of model {model.name!r}."
+    if any(o.name == at for o in model.outputs) and any(i.name == at for i in model.inputs):
+        raise CutError("This tensor is both an input and an output of the model.", where=where, how="Choose another tensor.")
+    if layout is not None:
+        return check_layout(layout, len(info.shape or ()), at), where
+    return layouts(model)[at], where
+
+
+def _multiply(graph: ir.Graph, model: Model, at: str, filter: ir.Value) -> None:
+    """Put `at` times `filter` wherever `at` was read."""
+    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+    source = values[at]
+    info = tensors(model)[at]
+    scale = None if info.dtype in FLOATS else scale_of(model, at)
+    nodes: list[ir.Node] = []
+
+    def step(op: str, inputs: list[ir.Value | None], attributes: dict[str, int] | None = None) -> ir.Value:
+        node = ir.node(op, inputs, attributes=attributes or {}, name=_fresh(f"l2caf_{op}", model))
+        node.outputs[0].name = _fresh(f"l2caf_{op}_out", model)
+        nodes.append(node)
+        return node.outputs[0]
+
+    if scale is not None:
+        parts: list[ir.Value | None] = [values[scale.scale], values[scale.zero_point] if scale.zero_point else None]
+        parts = parts if parts[1] is not None else parts[:1]
+        axis = {"axis": scale.axis} if (model.opset() or 0) >= 13 else {}
+        product = step("Mul", [step("DequantizeLinear", [source, *parts], axis), filter])
+        product = step("QuantizeLinear", [product, *parts], axis)
+    else:
+        dtype = source.type.dtype if source.type is not None else ir.DataType[_ir_name(info.dtype)]
+        narrow = filter if dtype == ir.DataType.FLOAT else step("Cast", [filter], {"to": int(dtype)})
+        product = step("Mul", [source, narrow])
+    product.type, product.shape = source.type, source.shape
+
+    is_output = any(value is source for value in graph.outputs)
+    reader = nodes[0]
+    ir.convenience.replace_all_uses_with(source, product, replace_graph_outputs=is_output)
+    reader.replace_input_with(0, source)
+    if is_output and not source.is_graph_input():
+        source.name, product.name = _fresh("l2caf_unfiltered", model), at
+    producer = source.producer()
+    if producer is not None:
+        graph.insert_after(producer, nodes)
+    elif len(graph) > 0:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.extend(nodes)
+    if scale is not None:
+        graph.sort()  # the scale may be defined after the tensor
+
+
+def _ir_name(dtype: str) -> str:
+    return {"float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper())
+
+
+def _fresh(stem: str, model: Model) -> str:
+    taken = set(model.names) | model.stored | {n.name for n in model.proto.graph.node}
+    name, count = stem, 0
+    while name in taken:
+        count += 1
+        name = f"{stem}_{count}"
+    return name

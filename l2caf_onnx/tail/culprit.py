@@ -1,0 +1,108 @@
+"""Whose fault it is when no converter agrees: each node alone, on the very inputs that onnxruntime gave it.
+
+A node whose own conversion fails or differs there is the culprit; a difference downstream of it is only inherited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import runtime
+from ..errors import L2cafError, ParityError, UnsupportedModelError
+from ..graph.model import Model
+from ..graph.rewrite import Plain, plain, single_node, with_outputs
+from ..records import Parity
+
+if TYPE_CHECKING:
+    from .convert import Attempt, Converter
+
+_HOW = "Break at a later tensor, so that the node is in the head, or watch an earlier one."
+
+
+def blame(model: Model, form: Plain, example: Mapping[str, NDArray[Any]], attempts: Sequence[Attempt]) -> L2cafError:
+    """The error to raise for `model`, with the node that is to blame under each converter."""
+    values = _intermediates(form, example)
+    verdicts = [_culprit(form, a.converter, values) for a in attempts]
+    differing = [(a, v) for a, v in zip(attempts, verdicts, strict=True) if a.parity is not None]
+    if differing:
+        attempt, verdict = differing[0]
+        assert attempt.parity is not None
+        return _parity_error(model, form, attempt, attempt.parity, verdict)
+    node, op, opset = next((form.nodes[v[0]] for v in verdicts if v is not None), (None, None, None))
+    reasons = "; ".join(f"{a.converter.name}: {_reason(form, a, v)}" for a, v in zip(attempts, verdicts, strict=True))
+    named = f"node {node!r} ({op}, opset {opset})" if node is not None else "no single node is to blame"
+    return UnsupportedModelError(
+        f"No converter can turn this part into torch: {named}.",
+        where=f"The {model.name!r}; {reasons}.",
+        how=_HOW,
+        node=node,
+        op=op,
+        opset=opset,
+    )
+
+
+Verdict = tuple[str, str, Parity | None]  # node, what happened, the node's own parity
+
+
+def _culprit(form: Plain, converter: Converter, values: Mapping[str, NDArray[Any]]) -> Verdict | None:
+    from .convert import attempt, measure
+
+    for index, node in enumerate(form.model.proto.graph.node):
+        reads = [r for r in form.model.reads[index] if r in values]
+        try:
+            alone = single_node(form.model, index, values)
+            handed = plain(alone)
+            tail = attempt(handed, converter)
+            found = measure(alone, tail, {r: values[r] for r in reads if r not in form.model.stored}, None)
+        except Exception as error:  # noqa: BLE001  # converters raise anything
+            return node.name, _first_line(error), None
+        if not found.ok:
+            return node.name, f"{_size(found)} from onnxruntime on identical inputs", found
+    return None
+
+
+def _parity_error(model: Model, form: Plain, attempt: Attempt, parity: Parity, verdict: Verdict | None) -> ParityError:
+    node, op, opset = form.nodes[verdict[0]] if verdict is not None else (None, None, None)
+    local = f" Node {node!r} ({op}, opset {opset}) is to blame: {verdict[1]}." if verdict is not None else ""
+    return ParityError(
+        f"The torch form of this part disagrees with onnxruntime: {_size(parity)}.{local}",
+        where=f"The {model.name!r}, tensor {parity.tensor!r}, worst element {parity.worst_index}, allowed {parity.rtol:g} "
+        f"of the largest value (converter {attempt.converter.name}).",
+        how=_HOW,
+        tensor=parity.tensor,
+        worst_index=parity.worst_index,
+        rtol=parity.rtol,
+        node=node,
+        op=op,
+        opset=opset,
+    )
+
+
+def _size(parity: Parity) -> str:
+    if parity.findings and not np.isfinite(parity.max_rel):
+        return parity.findings[0].rstrip(".")
+    if parity.slope_rel is not None and parity.max_rel <= parity.rtol:
+        return f"its slope is off by {parity.slope_rel:.2g} of itself"
+    return f"off by {parity.max_rel:.2g} of the largest value"
+
+
+def _reason(form: Plain, attempt: Attempt, verdict: Verdict | None) -> str:
+    if verdict is not None:
+        label, op, _ = form.nodes[verdict[0]]
+        return f"{label!r} ({op}): {verdict[1]}"
+    return _first_line(attempt.error) if attempt.error is not None else "disagrees with onnxruntime"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+
+
+def _intermediates(form: Plain, example: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Every tensor of the plain form on the example, by onnxruntime."""
+    feeds = {i.name: np.asarray(example[old]) for i, old in zip(form.model.inputs, form.inputs, strict=True)}
+    return {**feeds, **runtime.run(with_outputs(form.model, tuple(form.model.producers)), feeds)}

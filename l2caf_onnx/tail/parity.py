@@ -1,0 +1,164 @@
+"""Agreement with onnxruntime, in value and in slope; nothing else makes a converter's word believed.
+
+Value: |d| <= rtol * max|y| over y's finite elements; NaN must meet NaN, an infinity the same one; integers, shapes and
+types are equal. Slope: torch's directional derivative against onnxruntime's central difference, at the best of several
+steps, since a large one crosses kinks and a small one drowns in rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from ..graph.model import dtype_name
+from ..records import Parity
+
+RTOL = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-2}
+SLOPE_RTOL = 2e-2
+_STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-2, 1e-1)
+_PIECEWISE_CONSTANT = {
+    "Round", "Floor", "Ceil", "Sign", "Hardmax", "ArgMax", "ArgMin", "NonZero", "NonMaxSuppression", "OneHot", "Equal",
+    "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor", "IsNaN", "IsInf", "Shape", "Size",
+    "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "ConvInteger",
+    "MatMulInteger", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseNot", "BitwiseXor",
+}  # fmt: skip
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    tensor: str
+    max_abs: float
+    max_rel: float
+    worst_index: tuple[int, ...] | None
+    rtol: float
+    ok: bool
+    finding: str = ""
+
+    @property
+    def severity(self) -> float:
+        return np.inf if self.finding else (self.max_rel / self.rtol if self.rtol else self.max_rel)
+
+
+def compare(reference: Arrays, computed: Arrays, *, half: bool = False, provider: str, level: str) -> Parity:
+    """Values only: `computed` (torch) against `reference` (onnxruntime), tensor by tensor; the worst is reported.
+
+    Args:
+        reference: What onnxruntime returned.
+        computed: What torch returned, under the same names.
+        half: Whether float16 arithmetic is inside, so that its tolerance holds for float32 outputs too.
+        provider: Of the reference.
+        level: Of the reference.
+    """
+    found = [_difference(name, value, computed[name], half=half) for name, value in reference.items()]
+    worst = max(found, key=lambda d: d.severity)
+    return Parity(
+        tensor=worst.tensor,
+        max_abs=worst.max_abs,
+        max_rel=worst.max_rel,
+        worst_index=worst.worst_index,
+        rtol=worst.rtol,
+        atol=0.0,
+        ok=all(d.ok for d in found),
+        provider=provider,
+        level=level,
+        findings=tuple(d.finding for d in found if d.finding),
+    )
+
+
+def _difference(name: str, y: NDArray[Any], z: NDArray[Any], *, half: bool) -> _Difference:
+    kind = str(y.dtype)
+    rtol = max(RTOL.get(kind, 0.0), RTOL["float16"] if half and kind in RTOL else 0.0)
+    if y.shape != z.shape or y.dtype != z.dtype:
+        finding = f"{name!r} has type {z.dtype} and shape {z.shape} in torch, {y.dtype} and {y.shape} in onnxruntime."
+        return _Difference(name, np.inf, np.inf, None, rtol, False, finding)
+    if y.size == 0:
+        return _Difference(name, 0.0, 0.0, None, rtol, True)
+    if kind not in RTOL:
+        unequal = np.asarray(y != z)
+        at = np.unravel_index(int(np.argmax(unequal)), y.shape)
+        largest = float(np.max(np.abs(y.astype(np.float64) - z.astype(np.float64)))) if y.dtype.kind in "biu" else float(unequal.any())
+        return _Difference(name, largest, float(unequal.mean()), tuple(map(int, at)), 0.0, not unequal.any())
+    a, b = y.astype(np.float64), z.astype(np.float64)
+    finite = np.isfinite(a)
+    special = ~finite & ~((np.isnan(a) & np.isnan(b)) | (a == b)) | (finite & ~np.isfinite(b))
+    if special.any():
+        at = tuple(int(i) for i in np.unravel_index(int(np.argmax(special)), y.shape))
+        finding = f"{name!r} at {at}: {b[at]} in torch, {a[at]} in onnxruntime."
+        return _Difference(name, np.inf, np.inf, at, rtol, False, finding)
+    d = np.where(finite, np.abs(np.where(finite, a, 0.0) - np.where(finite, b, 0.0)), 0.0)
+    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(d)), y.shape))
+    scale = float(np.abs(a[finite]).max()) if finite.any() else 0.0
+    largest = float(d[at])
+    relative = largest / scale if scale > 0 else (0.0 if largest == 0 else np.inf)
+    return _Difference(name, largest, relative, at, rtol, relative <= rtol)
+
+
+def lets_no_slope_through(node: onnx.NodeProto) -> bool:
+    """Whether a node's outputs do not move with small changes of its inputs (integers come out, or steps)."""
+    if node.op_type == "Cast":
+        to = next((a.i for a in node.attribute if a.name == "to"), onnx.TensorProto.FLOAT)
+        return not dtype_name(to).startswith(("float", "bfloat"))
+    return node.op_type in _PIECEWISE_CONSTANT
+
+
+def slope(
+    reference: Callable[[float], Arrays],
+    computed: Callable[[torch.Tensor], Mapping[str, torch.Tensor]],
+) -> float:
+    """Relative difference between torch's and onnxruntime's directional derivative of all float outputs.
+
+    Args:
+        reference: t -> onnxruntime's outputs at the point moved by t along a fixed random direction.
+        computed: The same in torch, differentiable in the scalar tensor t.
+
+    Returns:
+        | u'Jv - ||c|| | / ||c|| with c the central difference, u = c/||c||, Jv torch's derivative; the least of
+        several steps. 0 where neither moves, infinity where only one of them does.
+    """
+    centre = {k: v.astype(np.float64) for k, v in reference(0.0).items() if v.dtype.kind == "f" and v.size}
+    centre = {k: v for k, v in centre.items() if np.isfinite(v).all()}
+    if not centre:
+        return 0.0
+    scale = {k: max(float(np.abs(v).max()), 1e-30) for k, v in centre.items()}
+    with torch.enable_grad():
+        t = torch.zeros((), dtype=torch.float32, requires_grad=True)
+        outputs = computed(t)
+        moving: list[float] = []
+        resting: list[float] = []
+        for step in _STEPS:
+            up, down = reference(step), reference(-step)
+            moved = {k: (up[k].astype(np.float64) - down[k].astype(np.float64)) / scale[k] for k in centre}
+            size = float(np.sqrt(sum(float((m**2).sum()) for m in moved.values())))
+            rounding = 16 * float(np.finfo(np.float32).eps) * float(np.sqrt(sum(m.size for m in moved.values())))
+            still = size <= rounding or not np.isfinite(size)
+            towards = {k: np.sign(centre[k]) + 0.5 if still else m / size for k, m in moved.items()}
+            got = _derivative(outputs, t, {k: towards[k] / scale[k] for k in centre})
+            if still:
+                resting.append(0.0 if abs(got) * 2 * step <= max(rounding, 1e-4) else np.inf)
+                continue
+            expected = size / (2 * step)
+            moving.append(abs(got - expected) / expected)
+            if moving[-1] <= SLOPE_RTOL:
+                break
+    return float(min(moving)) if moving else float(max(resting))
+
+
+def _derivative(outputs: Mapping[str, torch.Tensor], t: torch.Tensor, weights: Arrays) -> float:
+    """d/dt of the weighted sum of the outputs; 0 where none of them depends on t."""
+    parts = [
+        (outputs[k] * torch.from_numpy(np.asarray(w)).to(outputs[k])).sum()
+        for k, w in weights.items()
+        if outputs[k].requires_grad
+    ]
+    if not parts:
+        return 0.0
+    gradient = torch.autograd.grad(sum(parts[1:], parts[0]), t, retain_graph=True, allow_unused=True)[0]
+    return 0.0 if gradient is None else float(gradient)
