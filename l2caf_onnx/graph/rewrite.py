@@ -88,9 +88,11 @@ def plain(model: Model) -> Plain:
         former[name] = str(value.name)
         value.name = name
 
-    stored = list(graph.initializers.values())
-    for k, value in enumerate(stored):  # out of the way first: a new name must not meet a former one
-        call(value, f"w{k}")
+    stored = [(str(v.name), v) for v in graph.initializers.values()]
+    for k, (_, value) in enumerate(stored):  # out of the way first: a new name must not meet a former one
+        value.name = f"l2caf/{k}"
+    for k, (old, value) in enumerate(stored):
+        value.name, former[f"w{k}"] = f"w{k}", old
     for k, value in enumerate(graph.inputs):
         call(value, f"x{k}")
     for k, node in enumerate(ir.traversal.RecursiveGraphIterator(graph)):

@@ -170,16 +170,9 @@ def measure(model: Model, tail: TorchTail, example: Arrays, providers: Sequence[
     if not leads(model, source, [o.name for o in model.outputs], avoiding=judge.lets_no_slope_through):
         reason = "The slope is not judged: every path meets an operator that is constant between its steps."
         return replace(found, findings=(*found.findings, reason))
-    direction = np.random.default_rng(0).standard_normal(example[source].shape)
-    base = example[source]
-
-    def computed_at(t: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        start = torch.from_numpy(np.array(base))
-        return tail({**tensors, source: start * (1 + t * torch.from_numpy(direction)).to(start.dtype)})
-
     with quiet():
         relative = judge.slope(
-            lambda t: reference({**example, source: (base * (1 + t * direction)).astype(base.dtype)}), computed_at
+            lambda x: reference({**example, source: x}), lambda x: tail({**tensors, source: x}), example[source]
         )
     return replace(found, slope_rel=relative, ok=relative <= judge.SLOPE_RTOL)
 

@@ -1,0 +1,51 @@
+# Everything that a checkout needs: `make demo` shows the tool at work, `make test` is what CI runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.pyproject.sha256
+
+# The last activation of EfficientNet-Lite0 that has an image's axes: (N, 1280, 7, 7).
+DEMO_AT := /_swish_1/Clip_output_0
+
+.PHONY: help venv models demo lint types test test-slow clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Compared by content, not by time: a fresh checkout is newer than its .venv and yet needs no reinstall.
+venv:  ## make .venv and install the project with its development tools, when pyproject.toml changed
+	@set -e; \
+	digest=$$($(PYTHON) -c 'import hashlib, sys; \
+sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12"); \
+print(hashlib.sha256(open("pyproject.toml", "rb").read()).hexdigest())'); \
+	if [ ! -x $(BIN)/python ] || [ "$$(cat $(STAMP) 2>/dev/null)" != "$$digest" ]; then \
+		echo "Installing the project into $(VENV) (torch is large: minutes the first time)"; \
+		rm -f $(STAMP); \
+		[ -x $(BIN)/python ] && [ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV); \
+		$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'; \
+		echo "$$digest" > $(STAMP); \
+	fi
+
+models: venv  ## fetch the real models and photos into models/ (what is there already is only checked)
+	@$(BIN)/python scripts/fetch_models.py
+
+demo: models  ## explain a photo of a cat, into demo/
+	$(BIN)/l2caf-onnx attend models/efficientnet-lite0.onnx models/photos/chelsea.png --at $(DEMO_AT) \
+		--target top1 --labels models/imagenet_labels.json --preprocess lite --proof model -o demo --force
+	@echo "The picture:"; find demo -name '*.png' | sort
+
+lint: venv  ## ruff
+	@$(BIN)/ruff check --output-format concise .
+
+types: venv  ## mypy --strict
+	@$(BIN)/mypy
+
+test: models lint types  ## all that CI runs: lint, types and the tests
+	$(BIN)/python -m pytest
+
+test-slow: models  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+clean:  ## remove what the tools leave behind (not .venv, not the models)
+	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
