@@ -77,16 +77,8 @@ def open_filter(model: Model, at: str, *, layout: str) -> Model:
 
 def broadcastable(filter: NDArray[np.float32], places: Axes) -> NDArray[np.float32]:
     """(N, *spatial) -> an array that broadcasts over a tensor with those axes."""
-    rank = (places.batch is not None) + len(places.channel) + len(places.spatial)
-    order = sorted(range(len(places.spatial)), key=lambda i: places.spatial[i])
-    moved = np.transpose(filter, [0, *(1 + i for i in order)])
-    if places.batch is None:
-        moved = moved[0]
-    elif places.batch != 0:  # the batch may stand behind some of the spatial axes
-        before = sum(a < places.batch for a in places.spatial)
-        moved = np.moveaxis(moved, 0, before)
-    shape = iter(moved.shape)
-    return np.ascontiguousarray(moved.reshape([1 if a in places.channel else next(shape) for a in range(rank)]))
+    order, shape = places.placement(filter.shape)
+    return np.ascontiguousarray(filter.transpose(order).reshape(shape))
 
 
 def _checked(model: Model, at: str, layout: str | None) -> tuple[str, str]:

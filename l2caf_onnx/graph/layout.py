@@ -43,6 +43,24 @@ class Axes:
     channel: tuple[int, ...]
     spatial: tuple[int, ...]
 
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return (self.batch is not None) + len(self.channel) + len(self.spatial)
+
+    def placement(self, filter_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(permutation, shape) that make a filter (N, *spatial) broadcast over the tensor: permute, then reshape.
+
+        Where the tensor has no batch axis, N must be 1.
+        """
+        places = [self.batch if self.batch is not None else -1, *self.spatial]
+        order = tuple(sorted(range(len(places)), key=places.__getitem__))
+        shape = [1] * self.rank
+        for size, place in zip(filter_shape, places, strict=True):
+            if place >= 0:
+                shape[place] = size
+        return order, tuple(shape)
+
 
 def axes(layout: str) -> Axes:
     """Read a layout's letters: N is batch, C channel (G and K too, where there are more), every other letter spatial."""

@@ -1,0 +1,91 @@
+"""A debugger for exported neural networks: gradient-grade attention on a bare `.onnx`, proved by onnxruntime.
+
+Names are imported when they are first used, so that `import l2caf_onnx` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attention import attend
+    from .errors import (
+        CutError,
+        InputError,
+        L2cafError,
+        ParityError,
+        SolverError,
+        TensorNotFoundError,
+        UnsupportedModelError,
+    )
+    from .graph.breakpoints import breakpoints
+    from .graph.cut import Cut, cut
+    from .graph.insert import insert_filter
+    from .graph.model import Model, load
+    from .records import Attention, Breakpoint, Parity, TensorInfo
+    from .runtime import run
+    from .tail import to_torch
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "attend": ".attention"  # not attend.py: importing a module of that name would hide the function
+   ,
+    "breakpoints": ".graph.breakpoints",
+    "cut": ".graph.cut",
+    "Cut": ".graph.cut",
+    "insert_filter": ".graph.insert",
+    "load": ".graph.model",
+    "Model": ".graph.model",
+    "run": ".runtime",
+    "to_torch": ".tail",
+    **dict.fromkeys(["Attention", "Breakpoint", "Parity", "TensorInfo"], ".records"),
+    **dict.fromkeys(
+        [
+            "CutError",
+            "InputError",
+            "L2cafError",
+            "ParityError",
+            "SolverError",
+            "TensorNotFoundError",
+            "UnsupportedModelError",
+        ],
+        ".errors",
+    ),
+}
+
+__all__ = [
+    "Attention",
+    "Breakpoint",
+    "Cut",
+    "CutError",
+    "InputError",
+    "L2cafError",
+    "Model",
+    "Parity",
+    "ParityError",
+    "SolverError",
+    "TensorInfo",
+    "TensorNotFoundError",
+    "UnsupportedModelError",
+    "attend",
+    "breakpoints",
+    "cut",
+    "insert_filter",
+    "load",
+    "run",
+    "to_torch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,449 @@
+"""Attention at a breakpoint, from the `.onnx` and an input to the proof: the one module that knows the whole order.
+
+Head once by onnxruntime; the tail as torch with the filter as an input; the solver; then onnxruntime again, running the
+filtered `.onnx`, to confirm what torch found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from . import filters, objectives, runtime
+from .errors import CutError, InputError, ParityError, SolverError
+from .graph.breakpoints import check_breakpoint
+from .graph.cut import Cut, cut, extract, resolve_to
+from .graph.insert import FILTER_INPUT, broadcastable, insert_filter, open_filter
+from .graph.layout import Axes, axes, check_layout, layouts
+from .graph.logits import logits_of
+from .graph.model import Model, load
+from .graph.paths import reached
+from .graph.shapes import tensors
+from .query import Plan, Target, plan
+from .records import Attention, Parity
+from .solvers import Solution
+from .tail import TorchTail, to_torch
+from .tail.convert import uses_half
+from .tail.parity import compare
+
+Arrays = dict[str, NDArray[Any]]
+
+_DEAD = 1e-6  # of max|NT - T(0)|: what outputs may differ by, among filters of the constraint set, in a dead tail
+_LARGEST_BATCH = 16
+
+
+@overload
+def attend(model: Model | str | Path | bytes | onnx.ModelProto, feeds: Mapping[str, Any], *, at: str, **options: Any) -> Attention: ...
+@overload
+def attend(
+    model: Model | str | Path | bytes | onnx.ModelProto, feeds: Mapping[str, Any], *, at: Sequence[str], **options: Any
+) -> tuple[Attention, ...]: ...
+def attend(
+    model: Model | str | Path | bytes | onnx.ModelProto,
+    feeds: Mapping[str, Any],
+    *,
+    at: str | Sequence[str],
+    to: str | Sequence[str] | None = None,
+    target: Target | None = None,
+    objective: str | None = None,
+    constraint: str | None = None,
+    radius: float | str | None = None,
+    solver: str = "auto",
+    preset: str | None = None,
+    layout: str | None = None,
+    proof: str = "tail",
+    device: str = "cpu",
+    batch_size: int | None = None,
+    providers: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Attention | tuple[Attention, ...]:
+    """Find which cells of the tensor `at` decide what arrives at `to` (L2-CAF, Taha et al., ECCV 2020).
+
+    Args:
+        model: What `load` takes.
+        feeds: {input name: array}; N samples along the batch axis are N independent questions.
+        at: S1, a breakpoint, or several (one head run serves all).
+        to: S2, a name or names; None: all outputs that depend on S1.
+        target: A class index, one index a sample, or "top1"; None: no class.
+        objective: "outputs" (mean squared change of all outputs), "target" (minus the target's logit) or "paper-class"
+            (the paper's: other logits minus the target's). None: "target" with a target, else "outputs".
+        constraint: "l2", ||f|| = rho sqrt(cells), the only one yet.
+        radius: rho, or "unit" for the paper's norm 1; None: 0.5 ("unit" with the preset).
+        solver: "lbfgs", or the authors' loops "sgd" and "adam"; "auto": lbfgs ("sgd" with the preset).
+        preset: "paper": all as the authors had it, and the map shows |f| in place of max(f, 0).
+        layout: One letter for each axis of `at`; None: found from the graph.
+        proof: "tail": onnxruntime runs the filtered tail on the recorded activations; "model": the whole filtered
+            `.onnx` too.
+        device: "cpu" or "cuda", for the tail.
+        batch_size: Samples at once; None: at most 16.
+        providers: onnxruntime's execution providers; None: the CPU (CUDA's too where `device` is "cuda").
+        seed: Of every random choice.
+
+    Returns:
+        An Attention; a tuple of them where `at` is a list.
+
+    Raises:
+        TensorNotFoundError, CutError: see `cut`.
+        InputError: an input or option that cannot be used; NaN in an input or in the activations.
+        UnsupportedModelError, ParityError: no converter makes a torch tail that agrees with onnxruntime.
+        SolverError: the tail is dead there, or the question has only a trivial answer.
+    """
+    loaded = load(model)
+    asked = plan(
+        target=target, objective=objective, constraint=constraint, radius=radius, solver=solver, preset=preset,
+        proof=proof, seed=seed,
+    )  # fmt: skip
+    names = (at,) if isinstance(at, str) else tuple(at)
+    if not names:
+        raise InputError("No tensor to break at was named.", where="`at` is empty.", how="Name one.")
+    where = _device(device)
+    if providers is None and where.type == "cuda":
+        providers = [p for p in ("CUDAExecutionProvider",) if p in runtime.check_providers(None) or True]
+    stops = [_Stop(loaded, name, to, layout, asked) for name in names]
+    with torch.inference_mode(False):
+        parts = [
+            _explain_batch(loaded, batch, stops, asked, picked, where, providers)
+            for batch, picked in _batches(loaded, feeds, asked, batch_size)
+        ]
+    found = tuple(_joined([part[k] for part in parts]) for k in range(len(stops)))
+    return found[0] if isinstance(at, str) else found
+
+
+class _Stop:
+    """One breakpoint with its cut, layout, and what the user should know of them."""
+
+    def __init__(self, model: Model, at: str, to: str | Sequence[str] | None, layout: str | None, asked: Plan) -> None:
+        info = check_breakpoint(model, at)
+        self.at = at
+        self.layout = check_layout(layout, len(info.shape or ()), at) if layout is not None else layouts(model)[at]
+        self.axes: Axes = axes(self.layout)
+        self.notes: tuple[str, ...] = ()
+        targets = resolve_to(model, at, to)
+        if asked.objective.class_specific:
+            targets = tuple(dict.fromkeys(self._logits(model, name) for name in targets))
+        self.cut: Cut = cut(model, at, targets)
+        tail = self.cut.tail
+        self.opened: Model = tail.cache.get(("opened", self.layout), lambda: open_filter(tail, at, layout=self.layout))
+
+    def _logits(self, model: Model, name: str) -> str:
+        before = logits_of(model, name)
+        if before is None or before[0] not in reached(model, self.at):
+            return name
+        self.notes += (f"The output {name!r} is made by {before[1]}: its input {before[0]!r} is watched in its place.",)
+        return before[0]
+
+
+def _explain_batch(
+    model: Model,
+    feeds: Arrays,
+    stops: Sequence[_Stop],
+    asked: Plan,
+    target: tuple[int, ...] | str | None,
+    device: torch.device,
+    providers: Sequence[str] | None,
+) -> list[Attention]:
+    recorded = {**feeds, **_record(model, feeds, stops, providers)}
+    return [_Explanation(model, feeds, recorded, stop, asked, device, providers).attention(target) for stop in stops]
+
+
+def _record(model: Model, feeds: Arrays, stops: Sequence[_Stop], providers: Sequence[str] | None) -> Arrays:
+    """All that the tails need, by one run of the head."""
+    wanted = tuple(dict.fromkeys(n for s in stops for n in (s.at, *s.cut.bypass) if n not in feeds))
+    if not wanted:
+        return {}
+    head = model.cache.get(("head", wanted), lambda: extract(model, [i.name for i in model.inputs], wanted))
+    exact = uses_half(model) or any(i.dtype in ("int8", "uint8") for i in tensors(model).values())
+    return runtime.run(head, feeds, level="disable" if exact else "all", providers=providers)
+
+
+class _Explanation:
+    """One breakpoint on one batch: the tail in both worlds, the solve, the proof."""
+
+    def __init__(
+        self,
+        model: Model,
+        feeds: Arrays,
+        recorded: Arrays,
+        stop: _Stop,
+        asked: Plan,
+        device: torch.device,
+        providers: Sequence[str] | None,
+    ) -> None:
+        self.model, self.feeds, self.stop, self.asked, self.providers = model, feeds, stop, asked, providers
+        self.device = device
+        opened = stop.opened
+        self.held = {i.name: recorded[i.name] for i in opened.inputs if i.name != FILTER_INPUT}
+        for name, array in self.held.items():
+            _refuse_nan(name, array, "an activation" if name not in feeds else "the input")
+        activation = recorded[stop.at]
+        self.samples = activation.shape[stop.axes.batch] if stop.axes.batch is not None else 1
+        self.spatial = tuple(activation.shape[a] for a in stop.axes.spatial)
+        cells = int(np.prod(self.spatial))
+        if cells < 2:
+            raise CutError(
+                f"This tensor has {cells} spatial cell here (shape {activation.shape}): there is nothing to choose among.",
+                where=f"Tensor {stop.at!r} of model {model.name!r}.",
+                how="Break earlier, or feed a larger input.",
+            )
+        self.rho = asked.rho(cells)
+        ones = np.ones((self.samples, *self.spatial), np.float32)
+        self.tail: TorchTail = to_torch(opened, {**self.held, FILTER_INPUT: broadcastable(ones, stop.axes)}, providers=providers)
+        self.tail.to(device)
+        self.constants = {n: torch.from_numpy(np.array(a)).to(device) for n, a in self.held.items() if n in self.tail.reads}
+        self.opened_names = tuple(o.name for o in opened.outputs)
+
+    def attention(self, target: tuple[int, ...] | str | None) -> Attention:
+        """Solve, prove and put on record."""
+        stop, asked = self.stop, self.asked
+        radius = filters.norm_of(self.rho, int(np.prod(self.spatial)))
+        sphere = filters.Sphere(radius, device=self.device)
+        shape = (self.samples, *self.spatial)
+        self._refuse_dead_tail(sphere)
+        with torch.no_grad():
+            normal = self.torch_outputs(torch.ones(shape, device=self.device))
+        classes = self._classes(target, normal)
+        chosen = torch.tensor(classes, device=self.device) if classes is not None else None
+        responds = torch.zeros(self.samples, dtype=torch.bool, device=self.device)
+
+        def loss(f: torch.Tensor) -> torch.Tensor:
+            if f.requires_grad:
+                f.register_hook(lambda g: responds.logical_or_((g != 0).flatten(1).any(1)))
+            return asked.objective.losses(self.torch_outputs(f), normal, samples=self.samples, target=chosen)
+
+        solution = asked.solver.minimise(loss, sphere, shape, generator=torch.Generator().manual_seed(asked.seed))
+        self._refuse_unresponsive(responds, sphere, normal, chosen)
+        filter = solution.filter.detach().float().cpu()
+        shown, flat = filters.heatmap(filter, self._picture_size(), absolute=asked.absolute)
+        notes = stop.notes + ((_FLAT,) if any(flat) else ())
+        return Attention(
+            filter=filter.numpy(),
+            heatmap=shown.numpy().astype(np.float32),
+            loss=solution.loss.detach().double().cpu().numpy(),
+            evaluations=solution.evaluations.cpu().numpy(),
+            radius=np.full(self.samples, self.rho),
+            target=classes,
+            stop_reason=solution.stop_reason,
+            at=stop.at,
+            to=stop.cut.to,
+            objective=asked.objective.name,
+            constraint=asked.constraint,
+            layout=stop.layout,
+            solver=asked.solver.name,
+            converter=self.tail.converter,
+            parity=self.tail.parity,
+            proof=self._proof(filter, solution),
+            proof_kind=asked.proof,
+            seed=asked.seed,
+            notes=notes,
+        )
+
+    def torch_outputs(self, f: torch.Tensor) -> dict[str, torch.Tensor]:
+        """T(A f) in torch, under the names of S2; f is (N, *spatial)."""
+        order, shape = self.stop.axes.placement(tuple(f.shape))
+        outputs = self.tail({**self.constants, FILTER_INPUT: f.permute(order).reshape(shape)})
+        return {name: outputs[own] for name, own in zip(self.stop.cut.to, self.opened_names, strict=True)}
+
+    def onnx_outputs(self, f: NDArray[np.float32]) -> Arrays:
+        """T(A f) in onnxruntime, under the names of S2."""
+        fed = {**self.held, FILTER_INPUT: broadcastable(f, self.stop.axes)}
+        outputs = runtime.run(self.stop.opened, fed, providers=self.providers)
+        return {name: outputs[own] for name, own in zip(self.stop.cut.to, self.opened_names, strict=True)}
+
+    def _points(self, sphere: filters.Sphere) -> list[NDArray[np.float32]]:
+        """Three seeded filters of the constraint set."""
+        generator = torch.Generator().manual_seed(self.asked.seed)
+        shape = (self.samples, *self.spatial)
+        return [sphere.random_point(shape, generator).float().cpu().numpy() for _ in range(3)]
+
+    def _refuse_dead_tail(self, sphere: filters.Sphere) -> None:
+        outputs = [self._per_sample(self.onnx_outputs(f)) for f in self._points(sphere)]
+        shape = (self.samples, *self.spatial)
+        whole, nothing = (self._per_sample(self.onnx_outputs(np.full(shape, v, np.float32))) for v in (1.0, 0.0))
+        moved = np.ptp(np.stack(outputs), axis=0).max(axis=1, initial=0)
+        dead = np.flatnonzero(moved <= _DEAD * np.abs(whole - nothing).max(axis=1, initial=0))
+        if dead.size:
+            raise SolverError(
+                f"The tail is dead at radius {self.rho:g}: whichever cells the filter keeps, the output stays the same.",
+                where=f"Between {self.stop.at!r} and {', '.join(self.stop.cut.to)}, {_samples(dead, self.samples)}.",
+                how="Filters that small leave only biases: try a larger radius (0.5), or break nearer the output.",
+            )
+
+    def _refuse_unresponsive(
+        self,
+        responds: torch.Tensor,
+        sphere: filters.Sphere,
+        normal: Mapping[str, torch.Tensor],
+        target: torch.Tensor | None,
+    ) -> None:
+        """Where torch's gradient was zero throughout: the converter's fault if onnxruntime's loss moves, else the question's."""
+        silent = np.flatnonzero(~responds.cpu().numpy())
+        if not silent.size:
+            return
+
+        def loss(f: NDArray[np.float32]) -> NDArray[np.float64]:
+            outputs = {k: torch.from_numpy(np.array(v)).to(self.device) for k, v in self.onnx_outputs(f).items()}
+            return (
+                self.asked.objective.losses(outputs, normal, samples=self.samples, target=target).double().cpu().numpy()
+            )
+
+        losses = np.stack([loss(f) for f in self._points(sphere)])
+        moving = silent[np.ptp(losses, axis=0)[silent] > _DEAD * np.abs(losses).max(axis=0)[silent]]
+        where = f"Between {self.stop.at!r} and {', '.join(self.stop.cut.to)}"
+        if moving.size:
+            raise ParityError(
+                f"The torch tail made by {self.tail.converter} has a zero gradient where onnxruntime's output moves.",
+                where=f"{where}, {_samples(moving, self.samples)}.",
+                how="Break at a later tensor, so that the operator without gradient is in the head.",
+            )
+        raise SolverError(
+            "The loss does not respond to any filter: what is asked does not depend on this tensor here.",
+            where=f"{where}, {_samples(silent, self.samples)}.",
+            how="Choose another target or objective, or a larger radius.",
+        )
+
+    def _per_sample(self, outputs: Arrays) -> NDArray[np.float64]:
+        """All floating outputs as one row a sample (NaN and infinities, that stay, as 0)."""
+        rows = [
+            np.nan_to_num(v.astype(np.float64), posinf=0, neginf=0).reshape(
+                self.samples if v.ndim and v.shape[0] == self.samples else 1, -1
+            )
+            for v in outputs.values()
+            if v.dtype.kind == "f"
+        ]
+        rows = [np.broadcast_to(r, (self.samples, r.shape[1])) for r in rows]
+        return np.concatenate(rows, axis=1) if rows else np.zeros((self.samples, 0))
+
+    def _classes(
+        self, target: tuple[int, ...] | str | None, normal: Mapping[str, torch.Tensor]
+    ) -> tuple[int, ...] | None:
+        if target is None:
+            return None
+        scores = objectives.class_scores(normal, samples=self.samples)
+        if isinstance(target, str):
+            return tuple(int(c) for c in scores.argmax(1))
+        return target * self.samples if len(target) == 1 else target
+
+    def _picture_size(self) -> tuple[int, ...]:
+        """The spatial size of the input that the model saw; the filter's own where no input has as many spatial axes."""
+        for info in self.model.inputs:
+            letters = layouts(self.model).get(info.name, "")
+            places = axes(letters).spatial
+            if len(places) == len(self.spatial) and self.stop.at in reached(self.model, info.name):
+                return tuple(self.feeds[info.name].shape[a] for a in places)
+        return self.spatial
+
+    def _proof(self, filter: torch.Tensor, solution: Solution) -> Parity:
+        """onnxruntime runs the filtered `.onnx`; what it returns against what torch returned."""
+        with torch.no_grad():
+            found = {k: v.cpu().numpy() for k, v in self.torch_outputs(filter.to(self.device)).items()}
+        values = filter.numpy()
+        checked = [self._compared(self.onnx_outputs(values), found)]
+        if self.asked.proof == "model":
+            to = self.stop.cut.to
+            whole = extract(self.model, [i.name for i in self.model.inputs], to, name=self.model.name)
+            filtered = insert_filter(whole, self.stop.at, values, layout=self.stop.layout)
+            outputs = runtime.run(filtered, self.feeds, providers=self.providers)
+            named = {name: outputs[o.name] for name, o in zip(to, filtered.outputs, strict=True)}
+            checked.append(self._compared(named, found))
+        return _worst(checked)
+
+    def _compared(self, reference: Arrays, found: Arrays) -> Parity:
+        provider = self.tail.parity.provider
+        return compare(reference, found, half=uses_half(self.model), provider=provider, level="disable")
+
+
+_FLAT = "A filter has no positive structure to show (it is constant, or nowhere positive): its map is blank."
+
+
+def _batches(
+    model: Model, feeds: Mapping[str, Any], asked: Plan, batch_size: int | None
+) -> Iterator[tuple[Arrays, tuple[int, ...] | str | None]]:
+    """The feeds in pieces that the model takes at once, each with its targets."""
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise InputError(f"The batch size {batch_size!r} cannot be used.", how="Give a whole number from 1.")
+    arrays = {name: np.asarray(value) for name, value in feeds.items()}
+    for name, array in arrays.items():
+        _refuse_nan(name, array, "the input")
+    batched = [
+        i for i in model.inputs if i.name in arrays and i.shape and arrays[i.name].ndim == len(i.shape) and _leads_batch(model, i.name)
+    ]
+    total = arrays[batched[0].name].shape[0] if batched else 1
+    batched = [i for i in batched if arrays[i.name].shape[0] == total]
+    fixed = next((i.shape[0] for i in batched if i.shape and isinstance(i.shape[0], int)), None)
+    step = min(total, batch_size or _LARGEST_BATCH)
+    if fixed is not None:
+        step = fixed if total % fixed == 0 and fixed > 0 else total
+    target = asked.target
+    if isinstance(target, int):
+        target = (target,)
+    if isinstance(target, tuple) and len(target) not in (1, total):
+        raise InputError(
+            f"There are {len(target)} targets for {total} samples.", where="`target`.", how="Give one, or one a sample."
+        )
+    for start in range(0, max(total, 1), max(step, 1)):
+        piece = slice(start, start + step)
+        part = {n: a[piece] if any(i.name == n for i in batched) else a for n, a in arrays.items()}
+        per_sample = isinstance(target, tuple) and len(target) == total and total > 1
+        yield runtime.check_feeds(model, part), target[piece] if per_sample else target  # type: ignore[index]  # a tuple then
+
+
+def _leads_batch(model: Model, name: str) -> bool:
+    return layouts(model).get(name, "").startswith("N")
+
+
+def _refuse_nan(name: str, array: NDArray[Any], what: str) -> None:
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        at = tuple(int(i) for i in np.argwhere(np.isnan(array))[0])
+        raise InputError(
+            f"There is NaN in {what} {name!r}.", where=f"First at {at}.", how="Look at the preprocessing, and at the head."
+        )
+
+
+def _samples(indices: NDArray[np.intp], total: int) -> str:
+    if total == 1:
+        return "the only sample"
+    return f"sample{'s' if len(indices) > 1 else ''} {', '.join(str(i) for i in indices[:8])} of {total}"
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise InputError(f"There is no device {name!r}.", how="Choose 'cpu' or 'cuda'.") from e
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"The device {name!r} is not supported.", how="Choose 'cpu' or 'cuda'.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no CUDA device here.", how="Choose 'cpu'.")
+    return device
+
+
+def _worst(found: Sequence[Parity]) -> Parity:
+    """The parity to report for several: not ok before ok, then the largest difference relative to its tolerance."""
+    return max(found, key=lambda p: (not p.ok, p.max_rel / p.rtol if p.rtol else p.max_rel))
+
+
+def _joined(parts: Sequence[Attention]) -> Attention:
+    """The batches of one question as one record."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    return replace(
+        first,
+        filter=np.concatenate([p.filter for p in parts]),
+        heatmap=np.concatenate([p.heatmap for p in parts]),
+        loss=np.concatenate([p.loss for p in parts]),
+        evaluations=np.concatenate([p.evaluations for p in parts]),
+        radius=np.concatenate([p.radius for p in parts]),
+        target=None if first.target is None else tuple(t for p in parts for t in p.target or ()),
+        stop_reason=tuple(s for p in parts for s in p.stop_reason),
+        parity=_worst([p.parity for p in parts]),
+        proof=_worst([p.proof for p in parts]),
+        notes=tuple(dict.fromkeys(n for p in parts for n in p.notes)),
+    )

@@ -1,0 +1,186 @@
+"""Filters: the set that they live on, how they multiply an activation, and how they are shown.
+
+A filter is one number per spatial cell of S1, shared by all channels, one filter per sample: a tensor (N, *spatial).
+The constraint ||f|| = r makes it choose (Taha et al., "A Generic Visualization Approach for Convolutional Neural
+Networks", ECCV 2020, arXiv 2007.09748, section 3): without it f = 1 changes nothing and is the trivial answer. The
+names of the sphere's operations are those of Absil, Mahony & Sepulchre, "Optimization Algorithms on Matrix Manifolds"
+(Princeton, 2008), examples 3.5.1, 4.1.1 and section 3.6.1.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
+from torch import Tensor
+
+from .errors import InputError
+
+_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+_FLAT = 1e-6
+"""A map whose range is within this part of its largest value is constant: a few float32 roundings, no structure."""
+
+
+def norm_of(rho: float, cells: int) -> float:
+    """The norm r = rho * sqrt(cells), so that rho = 1 is the norm of the filter that is 1 in each of its `cells`."""
+    return rho * math.sqrt(cells)
+
+
+def parse_radius(radius: float | str, cells: int) -> float:
+    """Rho from what a user writes: a positive number, or "unit" for the paper's norm 1 (rho = 1 / sqrt(cells)).
+
+    Raises:
+        InputError: neither of them.
+    """
+    if radius == "unit":
+        return 1 / math.sqrt(cells)
+    try:
+        if isinstance(radius, bool) or not isinstance(radius, (str, numbers.Real)):
+            raise ValueError
+        rho = float(radius)
+    except (ValueError, OverflowError):
+        rho = math.nan
+    if not (math.isfinite(rho) and rho > 0):
+        raise InputError(
+            f"The radius {radius!r} cannot be used.",
+            how='Give a positive number, the norm of the filter divided by sqrt(cells), or "unit" for norm 1.',
+        )
+    return rho
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sphere:
+    """The constraint set "l2": {f : ||f|| = r}, one sphere for each sample of a batch (N, *spatial).
+
+    Attributes:
+        radius: r (not rho), one for all samples or a tensor (N,).
+        dtype: Of the points that it makes.
+        device: Where it makes them.
+    """
+
+    radius: float | Tensor
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises InputError: a radius that is not a positive finite number, or neither a number nor a vector."""
+        radius = torch.as_tensor(self.radius)
+        if radius.ndim > 1 or not bool((torch.isfinite(radius) & (radius > 0)).all()):
+            raise InputError(f"The norm {self.radius!r} cannot be that of a filter.", how="Give positive finite norms.")
+
+    def radii(self, samples: int) -> Tensor:
+        """R of each sample, (samples,)."""
+        return torch.as_tensor(self.radius, dtype=self.dtype, device=self.device).expand(samples)
+
+    def retract(self, w: Tensor) -> Tensor:
+        """The point r w / ||w|| for each sample of `w` (N, *spatial), differentiable; zero, that has none, stays so."""
+        norm = _lengths(w).clamp_min(torch.finfo(w.dtype).tiny)
+        return w * (_column(self.radii(len(w)).to(w), w.ndim) / norm)
+
+    def project_tangent(self, f: Tensor, g: Tensor) -> Tensor:
+        """The part of `g` tangent to the sphere at `f`: g - f <f, g> / <f, f>; both (N, *spatial)."""
+        f_, g_ = f.double(), g.double()  # the difference cancels where g is nearly radial
+        axes = tuple(range(1, f.ndim))
+        inner = (f_ * g_).sum(axes, keepdim=True) / (f_ * f_).sum(axes, keepdim=True)
+        return (g_ - f_ * inner).to(g.dtype)
+
+    def uniform_point(self, shape: tuple[int, ...]) -> Tensor:
+        """The filter of shape (N, *spatial) with one positive value in all cells, that has no preference."""
+        return self.retract(torch.ones(shape, dtype=self.dtype, device=self.device))
+
+    def random_point(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """A point drawn uniformly from the sphere, the *same direction* for each sample of `shape` (N, *spatial)."""
+        return self.retract(self.normal(shape, generator))
+
+    def normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draws from N(0, 1), the same for each sample of `shape`: a sample's answer must not hang on its batch."""
+        draw = torch.randn(shape[1:], generator=generator, dtype=self.dtype, device=generator.device)
+        return draw.to(self.device).expand(shape).clone()
+
+
+def apply(activation: Tensor, filter: Tensor, *, batch_axis: int | None, spatial_axes: tuple[int, ...]) -> Tensor:
+    """A * f, with f shared by all channels.
+
+    Args:
+        activation: A, in any layout.
+        filter: f (N, *spatial); N = 1 serves a batch of any size.
+        batch_axis: The position in A of f's first axis; None where A has no batch, then N is 1.
+        spatial_axes: The positions in A of f's other axes, in f's order.
+
+    Returns:
+        A tensor of A's shape and type (f is rounded to it first, as the multiplication in the `.onnx` does).
+
+    Raises:
+        InputError: f does not fit A.
+    """
+    rank = activation.ndim
+    axes = [axis + rank if axis < 0 else axis for axis in spatial_axes]
+    values = filter
+    if batch_axis is not None:
+        axes = [batch_axis + rank if batch_axis < 0 else batch_axis, *axes]
+    elif filter.shape[0] == 1:
+        values = filter[0]
+    fits = values.ndim == len(axes) == len(set(axes)) and all(
+        size == activation.shape[axis] or (size == 1 and k == 0 and batch_axis is not None)
+        for k, (size, axis) in enumerate(zip(values.shape, axes, strict=True))
+    )
+    if not fits:
+        raise InputError(
+            f"A filter of shape {tuple(filter.shape)} does not fit an activation of shape {tuple(activation.shape)}.",
+            where=f"Batch axis {batch_axis}, spatial axes {spatial_axes}.",
+            how="Give one filter per sample with one value for each spatial cell.",
+        )
+    shape = [1] * rank
+    for size, axis in zip(values.shape, axes, strict=True):
+        shape[axis] = size
+    order = sorted(range(len(axes)), key=axes.__getitem__)
+    return activation * values.permute(order).reshape(shape).to(activation.dtype)
+
+
+def heatmap(filter: Tensor, size: tuple[int, ...], *, absolute: bool) -> tuple[Tensor, list[bool]]:
+    """What a picture shows of a filter (N, *spatial) over an input of `size`: (N, *size) in [0, 1].
+
+    |f| (`absolute`, the paper's), else max(f, 0), because a cell with f < 0 is one that the filter inverts; resized
+    first (bilinear, half-pixel centres), then min-max scaled, each sample by itself. One to three spatial axes.
+
+    Returns:
+        The maps, and for each sample whether it was constant, which leaves nothing to show: that map is zero.
+
+    Raises:
+        InputError: `size` has not one entry per spatial axis, or there are more than three.
+    """
+    if filter.ndim - 1 != len(size) or len(size) not in _INTERPOLATION:
+        raise InputError(
+            f"A filter of shape {tuple(filter.shape)} cannot be drawn over an input of size {tuple(size)}.",
+            how="Give a filter (N, *spatial) with one to three spatial axes, and a size with one entry for each.",
+        )
+    shown = filter.detach().abs() if absolute else filter.detach().clamp_min(0)
+    flat = _is_flat(shown)  # judged before resizing, whose roundings would be stretched into a pattern
+    if tuple(shown.shape[1:]) != tuple(size):
+        mode = _INTERPOLATION[len(size)]
+        shown = F.interpolate(shown[:, None], size=size, mode=mode, align_corners=False, antialias=False)[:, 0]
+        flat = flat | _is_flat(shown)
+    axes = tuple(range(1, shown.ndim))
+    low, high = shown.amin(axes, keepdim=True), shown.amax(axes, keepdim=True)
+    span = torch.where(_column(flat, shown.ndim), torch.inf, high - low)
+    return (shown - low) / span, flat.tolist()
+
+
+def _is_flat(maps: Tensor) -> Tensor:
+    """(N,) bool: which of the maps (N, *spatial) are constant up to rounding."""
+    values = maps.flatten(1)
+    return values.amax(1) - values.amin(1) <= _FLAT * values.abs().amax(1)
+
+
+def _lengths(w: Tensor) -> Tensor:
+    """The norm of each sample of `w` (N, *spatial), as (N, 1, ..., 1)."""
+    return _column(torch.linalg.vector_norm(w.flatten(1), dim=1), w.ndim)
+
+
+def _column(values: Tensor, rank: int) -> Tensor:
+    """(N,) as (N, 1, ..., 1) of `rank` axes."""
+    return values.reshape(-1, *[1] * (rank - 1))

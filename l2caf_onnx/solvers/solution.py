@@ -1,0 +1,86 @@
+"""What a solver is given and what it gives back, whichever it is.
+
+A solver minimises a loss over a sphere for N samples at once. It knows one function of the filters (N, *spatial), that
+gives N losses, loss i depending on filter i alone; one call evaluates the tail for the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import SolverError
+from ..filters import Sphere
+
+LossFunction = Callable[[Tensor], Tensor]
+"""Filters (N, *spatial) -> losses (N,), differentiable and separable over the samples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Solution:
+    """Where a solver ended, for each of N samples.
+
+    Attributes:
+        filter: (N, *spatial), on the sphere.
+        loss: (N,) at `filter`.
+        evaluations: (N,) int64, how often the tail was evaluated with its gradient until the sample stopped.
+        stop_reason: N sentences: why it stopped there.
+    """
+
+    filter: Tensor
+    loss: Tensor
+    evaluations: Tensor
+    stop_reason: tuple[str, ...]
+
+
+class Solver(Protocol):
+    """A frozen record of hyper-parameters that can minimise; all state lives within one call."""
+
+    @property
+    def name(self) -> str:
+        """As `attend(solver=...)` takes it."""
+        ...
+
+    def minimise(
+        self, fn: LossFunction, sphere: Sphere, shape: tuple[int, ...], *, generator: torch.Generator
+    ) -> Solution:
+        """Minimise `fn` over filters of `shape` (N, *spatial) on `sphere`; randomness comes from `generator` alone.
+
+        Every sample goes its own way and stops for itself: its answer is the one that it gets alone.
+
+        Raises:
+            SolverError: a sample's loss is not finite where the solver starts.
+        """
+        ...
+
+
+def evaluate(fn: LossFunction, f: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses (N,) of `f` (N, *spatial) and each one's gradient by its own filter; neither is part of a graph.
+
+    The caller's grad mode does not matter, and no other tensor collects a gradient. A loss that does not depend on `f`
+    has gradient zero.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = f.detach().clone().requires_grad_(True)
+        losses = fn(leaf)
+        if losses.shape != (len(f),):
+            raise ValueError(f"the loss function gave shape {tuple(losses.shape)} for {len(f)} filters")
+        if not losses.requires_grad:
+            return losses, torch.zeros_like(leaf).detach()
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True, materialize_grads=True)
+    return losses.detach(), gradient
+
+
+def refuse_unusable_start(losses: Tensor) -> None:
+    """Raise SolverError where any of the `losses` (N,) at the start is not finite."""
+    broken = (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
+    if broken:
+        raise SolverError(
+            "The loss is not finite where the solver starts.",
+            where=f"Samples {', '.join(map(str, broken))} of {len(losses)}.",
+            how="Look for infinities or NaN in the outputs of the unfiltered model, or choose another radius.",
+        )
