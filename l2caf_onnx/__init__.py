@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "attend": ".attention"  # not attend.py: importing a module of that name would hide the function
-   ,
+    "attend": ".attention",  # not attend.py: importing a module of that name would hide the function
     "breakpoints": ".graph.breakpoints",
     "cut": ".graph.cut",
     "Cut": ".graph.cut",

@@ -212,9 +212,12 @@ class _Explanation:
         chosen = torch.tensor(classes, device=self.device) if classes is not None else None
         responds = torch.zeros(self.samples, dtype=torch.bool, device=self.device)
 
+        def note(gradient: torch.Tensor) -> None:
+            responds.logical_or_((gradient != 0).flatten(1).any(1))
+
         def loss(f: torch.Tensor) -> torch.Tensor:
             if f.requires_grad:
-                f.register_hook(lambda g: responds.logical_or_((g != 0).flatten(1).any(1)))
+                f.register_hook(note)
             return asked.objective.losses(self.torch_outputs(f), normal, samples=self.samples, target=chosen)
 
         solution = asked.solver.minimise(loss, sphere, shape, generator=torch.Generator().manual_seed(asked.seed))
@@ -447,3 +450,63 @@ def _joined(parts: Sequence[Attention]) -> Attention:
         proof=_worst([p.proof for p in parts]),
         notes=tuple(dict.fromkeys(n for p in parts for n in p.notes)),
     )
+
+
+def stacked(model: Model, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Arrays:
+    """Feeds of several samples as one batch: concatenated where the input leads with the batch, else as the first has it.
+
+    Raises:
+        InputError: an input without a batch axis differs among the samples.
+    """
+    if len(feeds) == 1:
+        return dict(feeds[0])
+    joined: Arrays = {}
+    for name, array in feeds[0].items():
+        if _leads_batch(model, name):
+            joined[name] = np.concatenate([f[name] for f in feeds])
+        elif all(np.array_equal(f[name], array) for f in feeds):
+            joined[name] = array
+        else:
+            raise InputError(
+                f"The input {name!r} differs among the samples but has no batch axis.", how="Give one sample at a time (--batch-size 1)."
+            )
+    return joined
+
+
+def split(found: Attention, count: int) -> tuple[Attention, ...]:
+    """An Attention of `count` samples as one for each."""
+    if count == 1:
+        return (found,)
+    return tuple(
+        replace(
+            found,
+            filter=found.filter[i : i + 1],
+            heatmap=found.heatmap[i : i + 1],
+            loss=found.loss[i : i + 1],
+            evaluations=found.evaluations[i : i + 1],
+            radius=found.radius[i : i + 1],
+            target=None if found.target is None else found.target[i : i + 1],
+            stop_reason=found.stop_reason[i : i + 1],
+        )
+        for i in range(count)
+    )
+
+
+def top_classes(
+    model: Model,
+    feeds: Arrays,
+    count: int,
+    *,
+    at: str,
+    to: str | Sequence[str] | None = None,
+    providers: Sequence[str] | None = None,
+) -> list[list[int]]:
+    """For each sample the `count` classes of largest score, best first, read where a target objective would watch."""
+    stop = _Stop(model, at, to, None, plan(target="top1"))
+    whole = extract(model, [i.name for i in model.inputs], stop.cut.to)
+    rows: list[list[int]] = []
+    for part, _ in _batches(model, feeds, plan(), None):
+        outputs = {k: torch.from_numpy(np.array(v)) for k, v in runtime.run(whole, part, providers=providers).items()}
+        scores = objectives.class_scores(outputs)
+        rows += scores.topk(min(count, scores.shape[1]), dim=1).indices.tolist()
+    return rows

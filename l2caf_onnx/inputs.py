@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tomllib
 import warnings
 import zipfile
 import zlib
@@ -22,50 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from .errors import InputError, nearest
+from .preprocess import PRESETS, Preprocess, Source, preprocess_from, reason_of, stated_by
 from .records import TensorInfo
 
-Frame = tuple[int, int]  # height, width
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # no more: Pillow hands EPS to Ghostscript
 # What Pillow, numpy and zipfile raise on damaged files, beside their own errors.
 _OTHERS = (EOFError, SyntaxError, LookupError, TypeError, ArithmeticError, MemoryError, RuntimeError)
 _DAMAGED = (OSError, ValueError, *_OTHERS, struct.error, zlib.error, zipfile.BadZipFile)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocess:
-    """How a picture becomes an array: resize, crop, map pixels to `range`, subtract `mean`, divide by `std`.
-
-    Attributes:
-        size: What the picture is scaled to just cover (bicubic, proportions kept), None: not resized.
-        crop: What is cut from the centre; None: all.
-        layout: "NCHW" or "NHWC"; channel_order: "RGB" or "BGR".
-        mean, std: One a channel in `channel_order`; a model of one channel takes the mean of the three.
-        range: What the pixel values 0 and 255 become before `mean` and `std`.
-    """
-
-    name: str
-    size: Frame | None = None
-    crop: Frame | None = None
-    layout: str = "NCHW"
-    channel_order: str = "RGB"
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    range: tuple[float, float] = (0.0, 1.0)
-
-
-PRESETS: Mapping[str, Preprocess] = {
-    "imagenet": Preprocess(name="imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    "tf": Preprocess(name="tf", range=(-1.0, 1.0)),
-    "lite": Preprocess(name="lite", mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0), range=(0.0, 255.0)),
-    "unit": Preprocess(name="unit"),
-    "raw": Preprocess(name="raw", range=(0.0, 255.0)),
-}
-_TRAINED_ON_224 = ("imagenet", "tf", "lite")  # where the model takes any size; the others then keep the picture's
-_SETTINGS = (
-    'size and crop (pixels, or [height, width]), layout ("NCHW" or "NHWC"), channel_order ("RGB" or "BGR"), mean and '
-    "std (a number, or three in channel_order), range (two numbers: what pixels 0 and 255 become)"
-)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -102,28 +65,8 @@ class PendingSample:
         return Sample(self.name, feeds, image)
 
 
-def preprocess_from(name_or_toml: str, *, size: Frame | None, layout: str) -> Preprocess:
-    """A preset or TOML file, made concrete for an input of `size` (None where it takes any) and `layout`.
-
-    Every key of a TOML file may be left out: `crop` is then the input's size, `size` is crop * 256 / 224, the rest as
-    in preset `unit`. Its `layout` wins over the argument.
-
-    Raises:
-        InputError: no such preset or file, an unknown key, a value of the wrong kind, or `crop` larger than `size`.
-    """
-    stated = {} if name_or_toml in PRESETS else _read_toml(name_or_toml)
-    start = PRESETS.get(name_or_toml, Preprocess(name=name_or_toml))
-    crop: Frame | None = stated.get("crop") or size or ((224, 224) if name_or_toml in _TRAINED_ON_224 else None)
-    around = (round(crop[0] * 256 / 224), round(crop[1] * 256 / 224)) if crop else None
-    cover: Frame | None = stated.get("size") or around
-    if crop and cover and (crop != (size or crop) or crop[0] > cover[0] or crop[1] > cover[1]):
-        what = f"A crop of {crop} does not suit size {cover}{f' or the input, which takes {size}' if size else ''}."
-        raise InputError(what, where=f"File {name_or_toml!r} (height, width).", how="Leave out `crop`, or both.")
-    return replace(start, **{"layout": layout, **stated, "crop": crop, "size": cover})
-
-
 def find_samples(
-    specs: Sequence[str], inputs: Sequence[TensorInfo], layouts: Mapping[str, str], preprocess: str | None
+    specs: Sequence[str], inputs: Sequence[TensorInfo], layouts: Mapping[str, str], preprocess: Source | None
 ) -> tuple[PendingSample, ...]:
     """The samples that the INPUT arguments `specs` name, in order; no file is decoded yet.
 
@@ -134,7 +77,7 @@ def find_samples(
     Raises:
         InputError: a file is missing or does not suit the model, pictures have no `preprocess`, or counts disagree.
     """
-    stated = _read_toml(preprocess).get("layout") if preprocess and preprocess not in PRESETS else None
+    stated = stated_by(preprocess).get("layout") if preprocess else None
     layouts = {i.name: stated or layouts.get(i.name, "") for i in inputs}
     columns: dict[str, list[tuple[TensorInfo, Path, Preprocess | None]]] = {i.name: [] for i in inputs}
     for spec in specs:
@@ -142,7 +85,7 @@ def find_samples(
             for part in _parts(spec, inputs, layouts, preprocess):
                 columns[part[0].name].append(part)
         except OSError as e:
-            raise InputError(f"{spec!r} cannot be looked up: {_reason(e)}.") from e
+            raise InputError(f"{spec!r} cannot be looked up: {reason_of(e)}.") from e
     total = max(map(len, columns.values()), default=0)
     if not total or any(len(parts) not in (1, total) for parts in columns.values()):
         text = ", ".join(f"{len(parts)} for {name!r}" for name, parts in columns.items())
@@ -169,7 +112,7 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(what, where=where, how="Make it smaller.") from e
     except _DAMAGED as e:
         how = f"Pictures that can be read are {', '.join(_FORMATS)}; arrays are .npy and .npz."
-        raise InputError(f"The picture cannot be read: {_reason(e)}.", where=where, how=how) from e
+        raise InputError(f"The picture cannot be read: {reason_of(e)}.", where=where, how=how) from e
 
 
 def prepare(
@@ -221,7 +164,7 @@ def _rgb(opened: Image.Image, where: str) -> Image.Image:
 
 
 def _parts(
-    spec: str, inputs: Sequence[TensorInfo], layouts: Mapping[str, str], preprocess: str | None
+    spec: str, inputs: Sequence[TensorInfo], layouts: Mapping[str, str], preprocess: Source | None
 ) -> Iterator[tuple[TensorInfo, Path, Preprocess | None]]:
     """The files that one INPUT argument names, each with its input and, for a picture, the settings."""
     named, path = _split(spec, inputs)
@@ -282,7 +225,7 @@ def _keys(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except _DAMAGED as e:
-        raise InputError(f"The file is not an .npz: {_reason(e)}.", where=f"File {str(path)!r}.") from e
+        raise InputError(f"The file is not an .npz: {reason_of(e)}.", where=f"File {str(path)!r}.") from e
 
 
 def _read_array(path: Path, name: str) -> NDArray[Any]:
@@ -297,7 +240,7 @@ def _read_array(path: Path, name: str) -> NDArray[Any]:
         return loaded
     except _DAMAGED as e:
         how = "Save numbers with numpy.save or numpy.savez; Python objects (pickles) are never loaded."
-        raise InputError(f"The array cannot be read: {_reason(e)}.", where=f"File {str(path)!r}.", how=how) from e
+        raise InputError(f"The array cannot be read: {reason_of(e)}.", where=f"File {str(path)!r}.", how=how) from e
 
 
 def _channels(tensor: TensorInfo, layout: str) -> int:
@@ -309,41 +252,5 @@ def _channels(tensor: TensorInfo, layout: str) -> int:
     return 3 if isinstance(channels, str) else channels if channels in (1, 3) else 0
 
 
-def _read_toml(path: str) -> dict[str, Any]:
-    """The settings that a TOML file states, checked, as fields of Preprocess."""
-    try:
-        stated = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        what = f"There is no preset {path!r}, nor a TOML file that can be read ({_reason(e)})."
-        raise InputError(what, how=f"The presets are {', '.join(PRESETS)}.") from e
-    except ValueError as e:
-        raise InputError(f"The file is not valid TOML: {_reason(e)}.", where=f"File {path!r}.") from e
-    for key, value in stated.items():
-        if (made := _setting(key, value)) is None:
-            what = f"The setting {key} = {value!r} cannot be used."
-            raise InputError(what, where=f"File {path!r}.", how=f"Settings are {_SETTINGS}.")
-        stated[key] = made
-    return stated
-
-
-def _setting(key: str, value: object) -> object:
-    """A TOML value as the field `key` of Preprocess; None where it cannot be."""
-    if key in ("layout", "channel_order"):
-        return value if value in (("NCHW", "NHWC") if key == "layout" else ("RGB", "BGR")) else None
-    count = {"size": 2, "crop": 2, "range": 2, "mean": 3, "std": 3}.get(key)
-    numbers: list[Any] = value if isinstance(value, list) else [value] * (count or 0)
-    if len(numbers) != count or not all(type(n) in (int, float) and abs(n) < 1e5 for n in numbers):
-        return None
-    if key in ("size", "crop"):
-        return tuple(numbers) if all(type(n) is int and n > 0 for n in numbers) else None
-    wrong = 0 in numbers if key == "std" else key == "range" and numbers[0] == numbers[1]
-    return None if wrong else tuple(map(float, numbers))
-
-
 def _list(inputs: Sequence[TensorInfo]) -> str:
     return "The model's inputs: " + ", ".join(f"{i.name!r} {i.dtype} {i.shape}" for i in inputs) + "."
-
-
-def _reason(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()).rstrip(".") or type(error).__name__

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from l2caf_onnx.errors import InputError
-from l2caf_onnx.inputs import PRESETS, Sample, find_samples, prepare, preprocess_from, read_image
+from l2caf_onnx.inputs import Sample, find_samples, prepare, read_image
+from l2caf_onnx.preprocess import PRESETS, preprocess_from
 from l2caf_onnx.records import Shape, TensorInfo
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -1,0 +1,241 @@
+"""`l2caf-onnx attend`: the main job, from photos to pictures, arrays and a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .output import MANIFEST, claim, digest, unused, versions
+from .printing import print_json, print_table, progress, remark
+
+if TYPE_CHECKING:
+    from ..graph.model import Model
+    from ..inputs import Sample
+    from ..records import Attention
+
+
+def attend(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Pictures, folders of pictures, .npy or .npz files; NAME=PATH where the model has several inputs.",
+            show_default=False,
+        ),
+    ],
+    at: Annotated[
+        list[str],
+        typer.Option("--at", metavar="T", help="The tensor to break at (S1), or a glob; may repeat.", show_default=False),
+    ],
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", metavar="T", help="The tensor to watch (S2); may repeat. Default: all outputs.", show_default=False),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="282|top1|top3", help="The class to explain. Default: all outputs together.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for the results. Default: l2caf-out, -2, -3, ...", show_default=False),
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(metavar="PRESET|TOML", help="imagenet, tf, lite, unit, raw, or a TOML file. Default: as the model says.", show_default=False),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Class names: a line each, or JSON.", show_default=False)
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="outputs, target or paper-class. Default: target with --target, else outputs.", show_default=False),
+    ] = None,
+    constraint: Annotated[str | None, typer.Option(metavar="NAME", help="l2.", show_default=False)] = None,
+    radius: Annotated[
+        str | None, typer.Option(metavar="unit|RHO", help="Norm of the filter / sqrt(cells). Default: 0.5.", show_default=False)
+    ] = None,
+    solver: Annotated[str, typer.Option(metavar="NAME", help="auto, lbfgs, sgd or adam.")] = "auto",
+    preset: Annotated[
+        str | None, typer.Option(metavar="paper", help="All settings as in the paper's programs.", show_default=False)
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(metavar="NCHW", help="The axes of the breakpoints. Default: found from the graph.", show_default=False)
+    ] = None,
+    proof: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tail|model", help="What onnxruntime runs to prove it. Default: model for the first input, then tail.", show_default=False
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs at once.")] = 8,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the tail runs.")] = "cpu",
+    providers: Annotated[
+        str | None, typer.Option(metavar="A,B", help="onnxruntime's execution providers.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of every random choice.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is in DIR.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Explain MODEL on each INPUT: which cells of the tensor --at decide what arrives at --to.
+
+    Writes for each input, breakpoint and target a picture and the arrays, and one manifest.json. Exit code 1 where
+    onnxruntime does not confirm a result.
+    """
+    from ..graph.layout import layouts
+    from ..graph.model import load
+    from ..inputs import find_samples
+    from ..records import save_manifest
+    from .asked import breakpoints_named, class_names, preprocess_stated, ranks_or_class
+
+    loaded = load(model)
+    names = breakpoints_named(loaded, at)
+    classes = class_names(labels)
+    pending = find_samples(inputs, loaded.inputs, layouts(loaded), preprocess or preprocess_stated(loaded, model))
+    options: dict[str, Any] = {
+        "to": to or None,
+        "objective": objective,
+        "constraint": constraint,
+        "radius": radius,
+        "solver": solver,
+        "preset": preset,
+        "layout": layout,
+        "device": device,
+        "providers": providers.split(",") if providers else None,
+        "seed": seed,
+    }
+    wanted = ranks_or_class(target)
+    folder = claim(output if output is not None else unused("l2caf-out"), force=force)
+    rows: list[dict[str, Any]] = []
+    try:
+        with progress("attention", len(pending)) as steps:
+            first, waiting = True, []
+            for position, item in enumerate(pending):
+                waiting.append(item.read())
+                if not first and len(waiting) < batch_size and position + 1 < len(pending) and _alike(waiting):
+                    continue
+                for group in _groups(waiting):
+                    kind = proof or ("model" if first else "tail")
+                    for sample, found in _explained(loaded, group, names, wanted, {**options, "proof": kind}):
+                        rows.append(_write(folder, sample, found, classes))
+                        steps.advance(sample.name)
+                    first = False
+                waiting = []
+    except BaseException:
+        _withdraw(folder)
+        raise
+    manifest = {
+        "command": "attend",
+        "model": {"name": model.name, "sha256": digest(model)},
+        "settings": {"at": names, "target": target, "preprocess": preprocess, **options},
+        "results": rows,
+        "versions": versions(),
+    }
+    save_manifest(folder / MANIFEST, manifest)
+    for note in dict.fromkeys(n for row in rows for n in row["notes"]):
+        remark(f"Note: {note}")
+    if json:
+        print_json({"results": [{**row, "files": [str(folder / f) for f in row["files"]]} for row in rows]})
+    else:
+        _print(rows, folder)
+    if not all(row["parity"]["ok"] and row["proof"]["ok"] for row in rows):
+        remark("Error: onnxruntime does not confirm every result; see `proof` in the manifest.")
+        raise typer.Exit(1)
+
+
+def _alike(samples: list[Sample]) -> bool:
+    shapes = [{k: v.shape for k, v in s.feeds.items()} for s in samples]
+    return all(s == shapes[0] for s in shapes)
+
+
+def _groups(samples: list[Sample]) -> list[list[Sample]]:
+    """One batch, or one sample each where they differ in size."""
+    return [samples] if _alike(samples) else [[s] for s in samples]
+
+
+def _explained(
+    model: Model, samples: list[Sample], names: tuple[str, ...], wanted: int | tuple[str, int] | None, options: dict[str, Any]
+) -> list[tuple[Sample, Attention]]:
+    """Each (sample, attention) of a batch: all breakpoints, all targets."""
+    from ..attention import attend as attend_to
+    from ..attention import split, stacked, top_classes
+
+    feeds = stacked(model, [s.feeds for s in samples])
+    if isinstance(wanted, tuple):
+        ranked = top_classes(model, feeds, wanted[1], at=names[0], to=options["to"], providers=options["providers"])
+        targets: list[Any] = [[row[rank] for row in ranked] for rank in range(wanted[1])]
+    else:
+        targets = [wanted]
+    found = []
+    for target in targets:
+        for attention in attend_to(model, feeds, at=names, target=target, batch_size=len(samples), **options):
+            found += zip(samples, split(attention, len(samples)), strict=True)
+    return found
+
+
+def _write(folder: Path, sample: Sample, found: Attention, classes: dict[int, str]) -> dict[str, Any]:
+    """The picture and the arrays of one result, and its row of the manifest."""
+    from ..records import save_arrays
+    from ..render.names import file_stem
+    from ..render.overlay import overlay, save_png
+
+    target = found.target[0] if found.target else None
+    named = classes.get(target, f"class {target}") if target is not None else None
+    stem = file_stem(f"{Path(sample.name).stem} {found.at} {'' if target is None else target}", length=90)
+    if (folder / f"{stem}.png").exists():  # two inputs of one name
+        stem = file_stem(f"{sample.name} {found.at} {target}", length=90)
+    heatmap = found.heatmap[0]
+    drawn = heatmap if heatmap.ndim == 2 else heatmap.reshape(-1, heatmap.shape[-1])
+    image = sample.image if sample.image is not None and sample.image.size[::-1] == drawn.shape else None
+    spatial = found.filter.shape[1:]
+    asked = f"{found.objective}, l2 at rho {found.radius[0]:.3g}, {found.solver}, loss {found.loss[0]:.5g}"
+    picture = overlay(
+        image,
+        drawn,
+        title=f"{named or ', '.join(found.to)} at {found.at}",
+        subtitle=f"{asked}; proof {'ok' if found.proof.ok else 'FAILED'}",
+        cells=(int(spatial[0]), int(spatial[1])) if len(spatial) == 2 else None,
+    )
+    save_png(picture, folder / f"{stem}.png")
+    save_arrays(folder / f"{stem}.npz", {"filter": found.filter[0], "heatmap": heatmap})
+    row = found.describe()
+    return {
+        "input": sample.name,
+        **row,
+        "target": target,
+        "class": named,
+        "loss": row["loss"][0],
+        "evaluations": row["evaluations"][0],
+        "radius": row["radius"][0],
+        "stop_reason": row["stop_reason"][0],
+        "files": [f"{stem}.png", f"{stem}.npz"],
+    }
+
+
+def _withdraw(folder: Path) -> None:
+    """After a failure: an empty folder goes; results of earlier inputs stay, without a manifest."""
+    import contextlib
+
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _print(rows: list[dict[str, Any]], folder: Path) -> None:
+    print_table(
+        ("input", "at", "class", "loss", "evaluations", "parity", "proof", "picture"),
+        [
+            (
+                row["input"],
+                row["at"],
+                "-" if row["target"] is None else f"{row['target']} {row['class']}",
+                f"{row['loss']:.6g}",
+                f"{row['solver']} {row['evaluations']}",
+                f"{row['parity']['max_rel']:.1e} {row['converter']}",
+                f"{row['proof_kind']} {row['proof']['max_rel']:.1e} {'ok' if row['proof']['ok'] else 'FAILED'}",
+                row["files"][0],
+            )
+            for row in rows
+        ],
+    )
+    typer.echo(f"Pictures, arrays and manifest.json are in {folder}")
