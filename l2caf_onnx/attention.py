@@ -6,8 +6,7 @@ filtered `.onnx`, to confirm what torch found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import filters, objectives, runtime
+from .batches import batches, joined, refuse_nan, worst_of
 from .errors import CutError, InputError, ParityError, SolverError
 from .graph.breakpoints import check_breakpoint
 from .graph.cut import Cut, cut, extract, resolve_to
@@ -36,16 +36,18 @@ from .tail.parity import compare
 Arrays = dict[str, NDArray[Any]]
 
 _DEAD = 1e-6  # of max|NT - T(0)|: what outputs may differ by, among filters of the constraint set, in a dead tail
-_LARGEST_BATCH = 16
 
 
+# The options are written once, below: the ignored "misc" is mypy wishing them in all three places.
 @overload
-def attend(model: Model | str | Path | bytes | onnx.ModelProto, feeds: Mapping[str, Any], *, at: str, **options: Any) -> Attention: ...
+def attend(
+    model: Model | str | Path | bytes | onnx.ModelProto, feeds: Mapping[str, Any], *, at: str, **options: Any
+) -> Attention: ...
 @overload
 def attend(
     model: Model | str | Path | bytes | onnx.ModelProto, feeds: Mapping[str, Any], *, at: Sequence[str], **options: Any
 ) -> tuple[Attention, ...]: ...
-def attend(
+def attend(  # type: ignore[misc]
     model: Model | str | Path | bytes | onnx.ModelProto,
     feeds: Mapping[str, Any],
     *,
@@ -110,9 +112,9 @@ def attend(
     with torch.inference_mode(False):
         parts = [
             _explain_batch(loaded, batch, stops, asked, picked, where, providers)
-            for batch, picked in _batches(loaded, feeds, asked, batch_size)
+            for batch, picked in batches(loaded, feeds, asked.target, batch_size)
         ]
-    found = tuple(_joined([part[k] for part in parts]) for k in range(len(stops)))
+    found = tuple(joined([part[k] for part in parts]) for k in range(len(stops)))
     return found[0] if isinstance(at, str) else found
 
 
@@ -181,22 +183,26 @@ class _Explanation:
         opened = stop.opened
         self.held = {i.name: recorded[i.name] for i in opened.inputs if i.name != FILTER_INPUT}
         for name, array in self.held.items():
-            _refuse_nan(name, array, "an activation" if name not in feeds else "the input")
+            refuse_nan(name, array, "an activation" if name not in feeds else "the input")
         activation = recorded[stop.at]
         self.samples = activation.shape[stop.axes.batch] if stop.axes.batch is not None else 1
         self.spatial = tuple(activation.shape[a] for a in stop.axes.spatial)
         cells = int(np.prod(self.spatial))
         if cells < 2:
             raise CutError(
-                f"This tensor has {cells} spatial cell here (shape {activation.shape}): there is nothing to choose among.",
+                f"Here this tensor has one spatial cell (shape {activation.shape}): there is nothing to choose among.",
                 where=f"Tensor {stop.at!r} of model {model.name!r}.",
                 how="Break earlier, or feed a larger input.",
             )
         self.rho = asked.rho(cells)
         ones = np.ones((self.samples, *self.spatial), np.float32)
-        self.tail: TorchTail = to_torch(opened, {**self.held, FILTER_INPUT: broadcastable(ones, stop.axes)}, providers=providers)
+        self.tail: TorchTail = to_torch(
+            opened, {**self.held, FILTER_INPUT: broadcastable(ones, stop.axes)}, providers=providers
+        )
         self.tail.to(device)
-        self.constants = {n: torch.from_numpy(np.array(a)).to(device) for n, a in self.held.items() if n in self.tail.reads}
+        self.constants = {
+            n: torch.from_numpy(np.array(a)).to(device) for n, a in self.held.items() if n in self.tail.reads
+        }
         self.opened_names = tuple(o.name for o in opened.outputs)
 
     def attention(self, target: tuple[int, ...] | str | None) -> Attention:
@@ -217,7 +223,7 @@ class _Explanation:
 
         def loss(f: torch.Tensor) -> torch.Tensor:
             if f.requires_grad:
-                f.register_hook(note)
+                f.register_hook(note)  # type: ignore[no-untyped-call]  # torch has not annotated it
             return asked.objective.losses(self.torch_outputs(f), normal, samples=self.samples, target=chosen)
 
         solution = asked.solver.minimise(loss, sphere, shape, generator=torch.Generator().manual_seed(asked.seed))
@@ -273,7 +279,7 @@ class _Explanation:
         dead = np.flatnonzero(moved <= _DEAD * np.abs(whole - nothing).max(axis=1, initial=0))
         if dead.size:
             raise SolverError(
-                f"The tail is dead at radius {self.rho:g}: whichever cells the filter keeps, the output stays the same.",
+                f"The tail is dead at radius {self.rho:g}: whatever cells the filter keeps, the output is the same.",
                 where=f"Between {self.stop.at!r} and {', '.join(self.stop.cut.to)}, {_samples(dead, self.samples)}.",
                 how="Filters that small leave only biases: try a larger radius (0.5), or break nearer the output.",
             )
@@ -285,7 +291,7 @@ class _Explanation:
         normal: Mapping[str, torch.Tensor],
         target: torch.Tensor | None,
     ) -> None:
-        """Where torch's gradient was zero throughout: the converter's fault if onnxruntime's loss moves, else the question's."""
+        """Where torch's gradient was zero throughout: the converter's fault if onnxruntime's moves, else the user's."""
         silent = np.flatnonzero(~responds.cpu().numpy())
         if not silent.size:
             return
@@ -306,7 +312,7 @@ class _Explanation:
                 how="Break at a later tensor, so that the operator without gradient is in the head.",
             )
         raise SolverError(
-            "The loss does not respond to any filter: what is asked does not depend on this tensor here.",
+            "The loss does not respond to any filter: what is asked does not depend on it here.",
             where=f"{where}, {_samples(silent, self.samples)}.",
             how="Choose another target or objective, or a larger radius.",
         )
@@ -334,7 +340,7 @@ class _Explanation:
         return target * self.samples if len(target) == 1 else target
 
     def _picture_size(self) -> tuple[int, ...]:
-        """The spatial size of the input that the model saw; the filter's own where no input has as many spatial axes."""
+        """The spatial size of the input that the model saw; the filter's own where no input has as many axes."""
         for info in self.model.inputs:
             letters = layouts(self.model).get(info.name, "")
             places = axes(letters).spatial
@@ -355,7 +361,7 @@ class _Explanation:
             outputs = runtime.run(filtered, self.feeds, providers=self.providers)
             named = {name: outputs[o.name] for name, o in zip(to, filtered.outputs, strict=True)}
             checked.append(self._compared(named, found))
-        return _worst(checked)
+        return worst_of(checked)
 
     def _compared(self, reference: Arrays, found: Arrays) -> Parity:
         provider = self.tail.parity.provider
@@ -363,50 +369,6 @@ class _Explanation:
 
 
 _FLAT = "A filter has no positive structure to show (it is constant, or nowhere positive): its map is blank."
-
-
-def _batches(
-    model: Model, feeds: Mapping[str, Any], asked: Plan, batch_size: int | None
-) -> Iterator[tuple[Arrays, tuple[int, ...] | str | None]]:
-    """The feeds in pieces that the model takes at once, each with its targets."""
-    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-        raise InputError(f"The batch size {batch_size!r} cannot be used.", how="Give a whole number from 1.")
-    arrays = {name: np.asarray(value) for name, value in feeds.items()}
-    for name, array in arrays.items():
-        _refuse_nan(name, array, "the input")
-    batched = [
-        i for i in model.inputs if i.name in arrays and i.shape and arrays[i.name].ndim == len(i.shape) and _leads_batch(model, i.name)
-    ]
-    total = arrays[batched[0].name].shape[0] if batched else 1
-    batched = [i for i in batched if arrays[i.name].shape[0] == total]
-    fixed = next((i.shape[0] for i in batched if i.shape and isinstance(i.shape[0], int)), None)
-    step = min(total, batch_size or _LARGEST_BATCH)
-    if fixed is not None:
-        step = fixed if total % fixed == 0 and fixed > 0 else total
-    target = asked.target
-    if isinstance(target, int):
-        target = (target,)
-    if isinstance(target, tuple) and len(target) not in (1, total):
-        raise InputError(
-            f"There are {len(target)} targets for {total} samples.", where="`target`.", how="Give one, or one a sample."
-        )
-    for start in range(0, max(total, 1), max(step, 1)):
-        piece = slice(start, start + step)
-        part = {n: a[piece] if any(i.name == n for i in batched) else a for n, a in arrays.items()}
-        per_sample = isinstance(target, tuple) and len(target) == total and total > 1
-        yield runtime.check_feeds(model, part), target[piece] if per_sample else target  # type: ignore[index]  # a tuple then
-
-
-def _leads_batch(model: Model, name: str) -> bool:
-    return layouts(model).get(name, "").startswith("N")
-
-
-def _refuse_nan(name: str, array: NDArray[Any], what: str) -> None:
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        at = tuple(int(i) for i in np.argwhere(np.isnan(array))[0])
-        raise InputError(
-            f"There is NaN in {what} {name!r}.", where=f"First at {at}.", how="Look at the preprocessing, and at the head."
-        )
 
 
 def _samples(indices: NDArray[np.intp], total: int) -> str:
@@ -427,71 +389,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _worst(found: Sequence[Parity]) -> Parity:
-    """The parity to report for several: not ok before ok, then the largest difference relative to its tolerance."""
-    return max(found, key=lambda p: (not p.ok, p.max_rel / p.rtol if p.rtol else p.max_rel))
-
-
-def _joined(parts: Sequence[Attention]) -> Attention:
-    """The batches of one question as one record."""
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    return replace(
-        first,
-        filter=np.concatenate([p.filter for p in parts]),
-        heatmap=np.concatenate([p.heatmap for p in parts]),
-        loss=np.concatenate([p.loss for p in parts]),
-        evaluations=np.concatenate([p.evaluations for p in parts]),
-        radius=np.concatenate([p.radius for p in parts]),
-        target=None if first.target is None else tuple(t for p in parts for t in p.target or ()),
-        stop_reason=tuple(s for p in parts for s in p.stop_reason),
-        parity=_worst([p.parity for p in parts]),
-        proof=_worst([p.proof for p in parts]),
-        notes=tuple(dict.fromkeys(n for p in parts for n in p.notes)),
-    )
-
-
-def stacked(model: Model, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Arrays:
-    """Feeds of several samples as one batch: concatenated where the input leads with the batch, else as the first has it.
-
-    Raises:
-        InputError: an input without a batch axis differs among the samples.
-    """
-    if len(feeds) == 1:
-        return dict(feeds[0])
-    joined: Arrays = {}
-    for name, array in feeds[0].items():
-        if _leads_batch(model, name):
-            joined[name] = np.concatenate([f[name] for f in feeds])
-        elif all(np.array_equal(f[name], array) for f in feeds):
-            joined[name] = array
-        else:
-            raise InputError(
-                f"The input {name!r} differs among the samples but has no batch axis.", how="Give one sample at a time (--batch-size 1)."
-            )
-    return joined
-
-
-def split(found: Attention, count: int) -> tuple[Attention, ...]:
-    """An Attention of `count` samples as one for each."""
-    if count == 1:
-        return (found,)
-    return tuple(
-        replace(
-            found,
-            filter=found.filter[i : i + 1],
-            heatmap=found.heatmap[i : i + 1],
-            loss=found.loss[i : i + 1],
-            evaluations=found.evaluations[i : i + 1],
-            radius=found.radius[i : i + 1],
-            target=None if found.target is None else found.target[i : i + 1],
-            stop_reason=found.stop_reason[i : i + 1],
-        )
-        for i in range(count)
-    )
-
-
 def top_classes(
     model: Model,
     feeds: Arrays,
@@ -505,7 +402,7 @@ def top_classes(
     stop = _Stop(model, at, to, None, plan(target="top1"))
     whole = extract(model, [i.name for i in model.inputs], stop.cut.to)
     rows: list[list[int]] = []
-    for part, _ in _batches(model, feeds, plan(), None):
+    for part, _ in batches(model, feeds, None, None):
         outputs = {k: torch.from_numpy(np.array(v)) for k, v in runtime.run(whole, part, providers=providers).items()}
         scores = objectives.class_scores(outputs)
         rows += scores.topk(min(count, scores.shape[1]), dim=1).indices.tolist()

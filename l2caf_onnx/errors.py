@@ -58,7 +58,7 @@ class UnsupportedModelError(L2cafError):
 
 
 class ParityError(L2cafError):
-    """Torch and onnxruntime disagree: at `tensor`, worst at element `worst_index`, beyond `rtol` of the largest value."""
+    """Torch and onnxruntime disagree at `tensor`, most at element `worst_index`, beyond `rtol` of the largest value."""
 
     def __init__(
         self,

@@ -199,7 +199,7 @@ def _parts(
 def _split(spec: str, inputs: Sequence[TensorInfo]) -> tuple[TensorInfo | None, Path]:
     """The input that `NAME=PATH` names (None for a mere path) and its path, which exists; names may hold '=' too."""
     named, rest = None, spec
-    if not os.path.exists(spec):  # noqa: PTH110 - Path.exists fails on a NAME=PATH too long to be a file's name
+    if not os.path.exists(spec):  # noqa: PTH110  # Path.exists fails on a NAME=PATH too long to be a file's name
         named = max((i for i in inputs if spec.startswith(i.name + "=")), key=lambda i: len(i.name), default=None)
         rest = spec[len(named.name) + 1 :] if named else spec
     path = Path(rest)

@@ -1,4 +1,4 @@
-"""What is asked of `attend`, with every default filled in: a plan that can be printed, checked and kept with the result."""
+"""What is asked of `attend`, every default filled in: a plan that can be printed, checked and kept."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Plan:
         rho = parse_radius(self.radius, cells)
         if self.objective.name == "outputs" and rho >= 1:
             raise SolverError(
-                f"With the objective 'outputs' a radius of {rho:g} has the trivial answer f = 1, which changes nothing.",
+                f"With the objective 'outputs' the radius {rho:g} has the trivial answer f = 1, that changes nothing.",
                 where=f"rho is the filter's norm divided by sqrt({cells}); 1 is the size of the all-ones filter.",
                 how="Choose a radius below 1, such as 0.5, or 'unit'.",
             )
@@ -86,10 +86,13 @@ def plan(
         objective = "outputs" if classes is None else ("paper-class" if paper else "target")
     chosen = objectives.resolve(objective)
     if chosen.class_specific and classes is None:
-        raise InputError(f"The objective {objective!r} is about a class.", how="Give a target: a class index or 'top1'.")
+        raise InputError(
+            f"The objective {objective!r} is about a class.", how="Give a target: a class index or 'top1'."
+        )
     if not chosen.class_specific and classes is not None:
         raise InputError(
-            f"The objective {objective!r} takes no target.", how="Leave the target out, or choose the objective 'target'."
+            f"The objective {objective!r} takes no target.",
+            how="Leave the target out, or choose the objective 'target'.",
         )
     constraint = constraint or "l2"
     if constraint not in CONSTRAINTS:
@@ -114,14 +117,16 @@ def plan(
 
 
 def _classes(target: Target | None) -> int | tuple[int, ...] | str | None:
-    if target is None or target == "top1":
-        return target if target is None else "top1"
+    if target is None:
+        return None
     if isinstance(target, str):
+        if target == "top1":
+            return target
         raise InputError(f"There is no target {target!r}.", how="Give a class index, one index a sample, or 'top1'.")
     try:
         if isinstance(target, bool):
             raise TypeError
-        if isinstance(target, Sequence) or hasattr(target, "__len__"):
+        if hasattr(target, "__len__"):
             return tuple(_index(t) for t in target)
         return _index(target)
     except TypeError as e:

@@ -163,7 +163,9 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".l2caf-", suffix=".part")
     except OSError as e:
         raise InputError(
-            f"The folder cannot be written to: {e.strerror}.", where=f"Folder {str(path.parent)!r}.", how="Choose another one."
+            f"The folder cannot be written to: {e.strerror}.",
+            where=f"Folder {str(path.parent)!r}.",
+            how="Choose another one.",
         ) from e
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -183,10 +185,14 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def save_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write `manifest` with the schema version as JSON, atomically. Call it last: its presence says that all is there."""
+    """Write `manifest` with the schema version as JSON, atomically. Call it last: it says that all is there."""
     document = {"schema_version": SCHEMA_VERSION, **manifest}
     text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, lambda stream: stream.write(text.encode()) and None)
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(text.encode())
+
+    write_atomic(path, write)
 
 
 def load_manifest(path: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def run(
     names = [o.name for o in model.outputs]
     try:
         values = chosen.run(names, given)
-    except Exception as e:  # noqa: BLE001  # onnxruntime's exceptions share no base class but Exception
+    except Exception as e:  # onnxruntime's exceptions share no base class but Exception
         raise _refused(model, e, "onnxruntime failed while it ran the model") from e
     return dict(zip(names, values, strict=True))
 
@@ -55,7 +55,9 @@ def run(
 def session(model: Model, *, level: Level = "disable", providers: Sequence[str] | None = None) -> ort.InferenceSession:
     """The session for `model` at that level, made once."""
     if level not in _LEVELS:
-        raise InputError(f"There is no optimisation level {level!r}.", where="`level`.", how=f"Choose one of {', '.join(_LEVELS)}.")
+        raise InputError(
+            f"There is no optimisation level {level!r}.", where="`level`.", how=f"Choose one of {', '.join(_LEVELS)}."
+        )
     wanted = check_providers(providers)
     return model.cache.get(("session", level, wanted), lambda: _session(model, level, wanted))
 
@@ -70,7 +72,9 @@ def check_providers(providers: Sequence[str] | None) -> tuple[str, ...]:
     for name in providers or ():
         if name not in available:
             raise InputError(
-                f"This onnxruntime has no execution provider {name!r}.", where="`providers`.", how=f"It has {', '.join(available)}."
+                f"This onnxruntime has no execution provider {name!r}.",
+                where="`providers`.",
+                how=f"It has {', '.join(available)}.",
             )
     return tuple(dict.fromkeys([*(providers or ()), CPU]))
 
@@ -86,7 +90,7 @@ def _session(model: Model, level: str, providers: tuple[str, ...]) -> ort.Infere
         ort.preload_dlls()  # finds the CUDA libraries that came with torch
     try:
         return ort.InferenceSession(model.proto.SerializeToString(), options, providers=list(providers))
-    except Exception as e:  # noqa: BLE001  # as above
+    except Exception as e:  # as above
         raise _refused(model, e, "onnxruntime cannot load the model") from e
 
 
@@ -109,7 +113,9 @@ def check_feeds(model: Model, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         info = expected[name]
         if info.dtype not in ("?", "str", str(array.dtype)) and info.shape is not None:
             raise InputError(
-                f"The input {name!r} has type {array.dtype}; the model wants {info.dtype}.", where=where, how="Convert it first."
+                f"The input {name!r} has type {array.dtype}; the model wants {info.dtype}.",
+                where=where,
+                how="Convert it first.",
             )
         if info.shape is None:
             continue

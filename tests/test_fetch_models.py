@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from l2caf_onnx.errors import InputError
-from l2caf_onnx.inputs import PRESETS, Preprocess
+from l2caf_onnx.preprocess import PRESETS, Preprocess
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is not installed
 

@@ -34,7 +34,7 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def save(path: Path, pixels: NDArray[Any], **options: Any) -> Path:  # noqa: ANN401 - Pillow's own options
+def save(path: Path, pixels: NDArray[Any], **options: Any) -> Path:
     Image.fromarray(pixels).save(path, **options)
     return path
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from ..errors import L2cafError
+from l2caf_onnx.errors import L2cafError
 
 
 def main() -> NoReturn:
@@ -20,6 +20,6 @@ def main() -> NoReturn:
     except L2cafError as error:
         for line in ("Error: " + error.what, error.where, error.how):
             if line:
-                print(line, file=sys.stderr)  # noqa: T201 - the message must come whole, not wrapped at 80 columns
+                print(line, file=sys.stderr)  # noqa: T201  # typer would wrap it at 80 columns
         sys.exit(2)
     sys.exit(0)

@@ -12,7 +12,7 @@ from .inspect import inspect
 
 app = typer.Typer(
     name="l2caf-onnx",
-    help="A debugger for exported neural networks: which features at a tensor decide the output, proved by onnxruntime.",
+    help="A debugger for exported neural networks: what at a tensor decides the output, proved by onnxruntime.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,7 +25,7 @@ app.command()(attend)
 
 def _version(asked: bool) -> None:
     if asked:
-        from .. import __version__
+        from l2caf_onnx import __version__
 
         typer.echo(f"l2caf-onnx {__version__}")
         raise typer.Exit
@@ -37,4 +37,4 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """A debugger for exported neural networks: which features at a tensor decide the output, proved by onnxruntime."""
+    """A debugger for exported neural networks: what at a tensor decides the output, proved by onnxruntime."""

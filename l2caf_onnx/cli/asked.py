@@ -1,4 +1,4 @@
-"""What the user's words mean for this model: globs, targets, class names, and the preprocessing that the model states."""
+"""What the user's words mean for this model: globs, targets, class names; and the preprocessing that it states."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, TensorNotFoundError
+from l2caf_onnx.errors import InputError, TensorNotFoundError
 
 if TYPE_CHECKING:
-    from ..graph.model import Model
+    from l2caf_onnx.graph.model import Model
 
 
 def breakpoints_named(model: Model, patterns: list[str]) -> tuple[str, ...]:
     """The tensors that `--at` names: an exact name wins over a glob, which matches breakpoints."""
-    from ..graph.breakpoints import breakpoints
+    from l2caf_onnx.graph.breakpoints import breakpoints
 
     found: list[str] = []
     for pattern in patterns:
@@ -57,7 +57,9 @@ def class_names(path: Path | None) -> dict[int, str]:
             return {i: _name(n) for i, n in enumerate(found)}
         return {int(i): _name(n) for i, n in found.items()}
     except OSError as e:
-        raise InputError(f"The labels cannot be read: {e.strerror}.", where=where, how="Check the path of --labels.") from e
+        raise InputError(
+            f"The labels cannot be read: {e.strerror}.", where=where, how="Check the path of --labels."
+        ) from e
     except (ValueError, AttributeError) as e:
         how = "Give a text file with a name a line, or JSON: a list, or an object keyed by class index."
         raise InputError("The labels are not in a form that can be read.", where=where, how=how) from e

@@ -11,9 +11,9 @@ from .output import MANIFEST, claim, digest, unused, versions
 from .printing import print_json, print_table, progress, remark
 
 if TYPE_CHECKING:
-    from ..graph.model import Model
-    from ..inputs import Sample
-    from ..records import Attention
+    from l2caf_onnx.graph.model import Model
+    from l2caf_onnx.inputs import Sample
+    from l2caf_onnx.records import Attention
 
 
 def attend(
@@ -28,45 +28,72 @@ def attend(
     ],
     at: Annotated[
         list[str],
-        typer.Option("--at", metavar="T", help="The tensor to break at (S1), or a glob; may repeat.", show_default=False),
+        typer.Option(
+            "--at", metavar="T", help="The tensor to break at (S1), or a glob; may repeat.", show_default=False
+        ),
     ],
     to: Annotated[
         list[str] | None,
-        typer.Option("--to", metavar="T", help="The tensor to watch (S2); may repeat. Default: all outputs.", show_default=False),
+        typer.Option(
+            "--to", metavar="T", help="The tensor to watch (S2); may repeat. Default: all outputs.", show_default=False
+        ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="282|top1|top3", help="The class to explain. Default: all outputs together.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="282|top1|top3", help="The class to explain. Default: all outputs together.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder for the results. Default: l2caf-out, -2, -3, ...", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for the results. Default: l2caf-out, -2, -3, ...",
+            show_default=False,
+        ),
     ] = None,
     preprocess: Annotated[
         str | None,
-        typer.Option(metavar="PRESET|TOML", help="imagenet, tf, lite, unit, raw, or a TOML file. Default: as the model says.", show_default=False),
+        typer.Option(
+            metavar="PRESET|TOML",
+            help="imagenet, tf, lite, unit, raw, or a TOML file. Default: as the model says.",
+            show_default=False,
+        ),
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Class names: a line each, or JSON.", show_default=False)
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="outputs, target or paper-class. Default: target with --target, else outputs.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="outputs, target or paper-class. Default: target with --target, else outputs.",
+            show_default=False,
+        ),
     ] = None,
     constraint: Annotated[str | None, typer.Option(metavar="NAME", help="l2.", show_default=False)] = None,
     radius: Annotated[
-        str | None, typer.Option(metavar="unit|RHO", help="Norm of the filter / sqrt(cells). Default: 0.5.", show_default=False)
+        str | None,
+        typer.Option(metavar="unit|RHO", help="Norm of the filter / sqrt(cells). Default: 0.5.", show_default=False),
     ] = None,
     solver: Annotated[str, typer.Option(metavar="NAME", help="auto, lbfgs, sgd or adam.")] = "auto",
     preset: Annotated[
         str | None, typer.Option(metavar="paper", help="All settings as in the paper's programs.", show_default=False)
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(metavar="NCHW", help="The axes of the breakpoints. Default: found from the graph.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NCHW", help="The axes of the breakpoints. Default: found from the graph.", show_default=False
+        ),
     ] = None,
     proof: Annotated[
         str | None,
         typer.Option(
-            metavar="tail|model", help="What onnxruntime runs to prove it. Default: model for the first input, then tail.", show_default=False
+            metavar="tail|model",
+            help="What onnxruntime runs to prove it. Default: model for the first input, then tail.",
+            show_default=False,
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs at once.")] = 8,
@@ -83,10 +110,11 @@ def attend(
     Writes for each input, breakpoint and target a picture and the arrays, and one manifest.json. Exit code 1 where
     onnxruntime does not confirm a result.
     """
-    from ..graph.layout import layouts
-    from ..graph.model import load
-    from ..inputs import find_samples
-    from ..records import save_manifest
+    from l2caf_onnx.graph.layout import layouts
+    from l2caf_onnx.graph.model import load
+    from l2caf_onnx.inputs import find_samples
+    from l2caf_onnx.records import save_manifest
+
     from .asked import breakpoints_named, class_names, preprocess_stated, ranks_or_class
 
     loaded = load(model)
@@ -155,11 +183,16 @@ def _groups(samples: list[Sample]) -> list[list[Sample]]:
 
 
 def _explained(
-    model: Model, samples: list[Sample], names: tuple[str, ...], wanted: int | tuple[str, int] | None, options: dict[str, Any]
+    model: Model,
+    samples: list[Sample],
+    names: tuple[str, ...],
+    wanted: int | tuple[str, int] | None,
+    options: dict[str, Any],
 ) -> list[tuple[Sample, Attention]]:
     """Each (sample, attention) of a batch: all breakpoints, all targets."""
-    from ..attention import attend as attend_to
-    from ..attention import split, stacked, top_classes
+    from l2caf_onnx.attention import attend as attend_to
+    from l2caf_onnx.attention import top_classes
+    from l2caf_onnx.batches import split, stacked
 
     feeds = stacked(model, [s.feeds for s in samples])
     if isinstance(wanted, tuple):
@@ -167,7 +200,7 @@ def _explained(
         targets: list[Any] = [[row[rank] for row in ranked] for rank in range(wanted[1])]
     else:
         targets = [wanted]
-    found = []
+    found: list[tuple[Sample, Attention]] = []
     for target in targets:
         for attention in attend_to(model, feeds, at=names, target=target, batch_size=len(samples), **options):
             found += zip(samples, split(attention, len(samples)), strict=True)
@@ -176,9 +209,9 @@ def _explained(
 
 def _write(folder: Path, sample: Sample, found: Attention, classes: dict[int, str]) -> dict[str, Any]:
     """The picture and the arrays of one result, and its row of the manifest."""
-    from ..records import save_arrays
-    from ..render.names import file_stem
-    from ..render.overlay import overlay, save_png
+    from l2caf_onnx.records import save_arrays
+    from l2caf_onnx.render.names import file_stem
+    from l2caf_onnx.render.overlay import overlay, save_png
 
     target = found.target[0] if found.target else None
     named = classes.get(target, f"class {target}") if target is not None else None

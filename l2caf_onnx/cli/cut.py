@@ -11,22 +11,26 @@ from .output import MANIFEST, claim, digest, versions
 from .printing import print_json, remark
 
 if TYPE_CHECKING:
-    from ..graph.cut import Cut
-    from ..graph.model import Model
+    from l2caf_onnx.graph.cut import Cut
+    from l2caf_onnx.graph.model import Model
 
 
 def cut(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)],
     at: Annotated[str, typer.Option("--at", metavar="T", help="The tensor to cut at (S1).", show_default=False)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for head.onnx and tail.onnx.", show_default=False)
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for head.onnx and tail.onnx.", show_default=False),
     ],
     to: Annotated[
-        list[str] | None, typer.Option("--to", metavar="T", help="Where the tail ends (S2); may repeat. Default: all outputs.")
+        list[str] | None,
+        typer.Option("--to", metavar="T", help="Where the tail ends (S2); may repeat. Default: all outputs."),
     ] = None,
     input_shapes: Annotated[
         list[str] | None,
-        typer.Option("--input-shapes", metavar="NAME:[N,...]", help="Sizes for the check where the model leaves them open."),
+        typer.Option(
+            "--input-shapes", metavar="NAME:[N,...]", help="Sizes for the check where the model leaves them open."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is in DIR.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
@@ -35,10 +39,10 @@ def cut(
 
     The check feeds seeded noise. Exit code 1 where the two differ.
     """
-    from ..graph.cut import cut as cut_model
-    from ..graph.cut import save
-    from ..graph.model import load
-    from ..records import save_manifest
+    from l2caf_onnx.graph.cut import cut as cut_model
+    from l2caf_onnx.graph.cut import save
+    from l2caf_onnx.graph.model import load
+    from l2caf_onnx.records import save_manifest
 
     loaded = load(model)
     parts = cut_model(loaded, at, to or None)
@@ -77,8 +81,8 @@ def _shapes(model: Model, given: list[str]) -> dict[str, tuple[int, ...]]:
     """The shape of each input for the check: as declared, with the user's sizes, else 1 a batch and 224 a side."""
     from ast import literal_eval
 
-    from ..errors import InputError
-    from ..graph.layout import layouts
+    from l2caf_onnx.errors import InputError
+    from l2caf_onnx.graph.layout import layouts
 
     found: dict[str, tuple[int, ...]] = {}
     known = {i.name: i for i in model.inputs}
@@ -90,7 +94,9 @@ def _shapes(model: Model, given: list[str]) -> dict[str, tuple[int, ...]]:
             how = "Write it as image:[1,3,224,224]."
             raise InputError(f"The shape {text!r} cannot be read.", where="--input-shapes.", how=how) from e
         if name not in known:
-            raise InputError(f"The model has no input {name!r}.", where="--input-shapes.", how=f"It has {', '.join(known)}.")
+            raise InputError(
+                f"The model has no input {name!r}.", where="--input-shapes.", how=f"It has {', '.join(known)}."
+            )
         found[name] = shape
     letters = layouts(model)
     sides = {"N": 1, "C": 3, "H": 224, "W": 224}
@@ -107,14 +113,16 @@ def _check(model: Model, parts: Cut, shapes: dict[str, tuple[int, ...]]) -> dict
     """Head then tail against the model, on noise."""
     import numpy as np
 
-    from ..graph.cut import extract
-    from ..runtime import run
-    from ..tail.convert import uses_half
-    from ..tail.parity import compare
+    from l2caf_onnx.graph.cut import extract
+    from l2caf_onnx.runtime import run
+    from l2caf_onnx.tail.convert import uses_half
+    from l2caf_onnx.tail.parity import compare
 
     rng = np.random.default_rng(0)
     feeds = {
-        i.name: (rng.uniform(-1, 1, shapes[i.name]) if i.dtype.startswith("float") else np.zeros(shapes[i.name])).astype(i.dtype)
+        i.name: (
+            rng.uniform(-1, 1, shapes[i.name]) if i.dtype.startswith("float") else np.zeros(shapes[i.name])
+        ).astype(i.dtype)
         for i in model.inputs
     }
     whole = run(extract(model, [i.name for i in model.inputs], parts.to), feeds)

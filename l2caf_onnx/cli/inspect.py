@@ -10,7 +10,7 @@ import typer
 from .printing import print_json, print_table
 
 if TYPE_CHECKING:
-    from ..records import Breakpoint
+    from l2caf_onnx.records import Breakpoint
 
 
 def inspect(
@@ -21,8 +21,8 @@ def inspect(
 
     "clean" marks a cut that nothing bypasses; the arrow the last breakpoint, nearest the output: a good first --at.
     """
-    from ..graph.breakpoints import breakpoints
-    from ..graph.model import load
+    from l2caf_onnx.graph.breakpoints import breakpoints
+    from l2caf_onnx.graph.model import load
 
     found = breakpoints(load(model))
     if json:
@@ -44,7 +44,9 @@ def inspect(
     ]
     print_table(("tensor", "op", "shape", "layout", "cut", ""), rows)
     clean = sum(b.clean for b in found)
-    typer.echo(f"{len(found)} breakpoints, {clean} of them clean. Break at one: l2caf-onnx attend {model} INPUT --at TENSOR")
+    typer.echo(
+        f"{len(found)} breakpoints, {clean} of them clean. Break at one: l2caf-onnx attend {model} INPUT --at TENSOR"
+    )
 
 
 def _row(b: Breakpoint, *, last: bool) -> dict[str, object]:

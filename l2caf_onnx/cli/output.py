@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from l2caf_onnx.errors import InputError
 
 MANIFEST = "manifest.json"
 
@@ -26,16 +26,24 @@ def claim(folder: Path, *, force: bool) -> Path:
     except (FileExistsError, NotADirectoryError) as e:
         raise InputError("The output folder is a file.", where=where, how="Choose another one with -o.") from e
     except OSError as e:
-        raise InputError(f"The output folder cannot be made: {e.strerror}.", where=where, how="Choose another one with -o.") from e
+        raise InputError(
+            f"The output folder cannot be made: {e.strerror}.", where=where, how="Choose another one with -o."
+        ) from e
     if filled and not force:
-        raise InputError("The output folder is not empty.", where=where, how="Add --force to overwrite, or choose another one with -o.")
+        raise InputError(
+            "The output folder is not empty.",
+            where=where,
+            how="Add --force to overwrite, or choose another one with -o.",
+        )
     probe = folder / ".l2caf-probe"
     try:
         probe.touch()
         probe.unlink()
         (folder / MANIFEST).unlink(missing_ok=True)  # until all is written anew, nothing says that it is whole
     except OSError as e:
-        raise InputError(f"The output folder cannot be written to: {e.strerror}.", where=where, how="Choose another one with -o.") from e
+        raise InputError(
+            f"The output folder cannot be written to: {e.strerror}.", where=where, how="Choose another one with -o."
+        ) from e
     return folder
 
 
@@ -57,7 +65,16 @@ def digest(path: Path) -> str:
 def versions() -> dict[str, Any]:
     """What computed the result."""
     found: dict[str, Any] = {"python": platform.python_version()}
-    for name in ("l2caf_onnx", "onnx", "onnxruntime-gpu", "onnxruntime", "torch", "onnx2torch", "onnx2pytorch", "numpy"):
+    for name in (
+        "l2caf_onnx",
+        "onnx",
+        "onnxruntime-gpu",
+        "onnxruntime",
+        "torch",
+        "onnx2torch",
+        "onnx2pytorch",
+        "numpy",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -1,14 +1,15 @@
 """Where a model can be stopped: the tensors that a filter can multiply, and what crosses a cut there.
 
-One sweep with a bit for each candidate answers all of them: bit b of a tensor's mask says that it depends on candidate b.
+One sweep answers for all candidates at once: bit b of a tensor's mask says that it depends on candidate b.
 """
 
 from __future__ import annotations
 
 from math import prod
 
-from ..errors import CutError, UnsupportedModelError
-from ..records import Breakpoint, Shape, TensorInfo
+from l2caf_onnx.errors import CutError, UnsupportedModelError
+from l2caf_onnx.records import Breakpoint, Shape, TensorInfo
+
 from .layout import axes, layouts
 from .model import Model
 from .paths import reaching
@@ -68,13 +69,17 @@ def check_breakpoint(model: Model, name: str) -> TensorInfo:
         raise CutError("This tensor is a constant: it does not depend on the input.", where=where, how=how)
     if info.shape is None or info.dtype == "?":
         what = "The type and rank of this tensor cannot be told from the file."
-        raise UnsupportedModelError(what, where=where, how="Run onnx.shape_inference on the model, or choose a neighbour.")
+        raise UnsupportedModelError(
+            what, where=where, how="Run onnx.shape_inference on the model, or choose a neighbour."
+        )
     if info.dtype not in FLOATS and scale_of(model, name) is None:
-        what = f"This tensor holds {info.dtype} values that no scale and zero point describe: a filter cannot multiply it."
+        what = (
+            f"This tensor holds {info.dtype} values that no scale and zero point describe: a filter cannot multiply it."
+        )
         raise CutError(what, where=where, how=how)
     letters = layouts(model).get(name)
     if letters is None or _cells(info, letters) == 1:
-        what = f"This tensor has fewer than two spatial cells (shape {_text(info.shape)}): there is nothing to choose among."
+        what = f"This tensor has fewer than two spatial cells (shape {_text(info.shape)}): a filter has no choice."
         raise CutError(what, where=where, how=how)
     return info
 

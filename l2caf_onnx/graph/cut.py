@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..errors import CutError, InputError, TensorNotFoundError, UnsupportedModelError
+from l2caf_onnx.errors import CutError, InputError, TensorNotFoundError, UnsupportedModelError
+from l2caf_onnx.records import write_atomic
+
 from .breakpoints import check_breakpoint
 from .model import Model
 from .paths import reached, reaching
@@ -57,7 +62,11 @@ def resolve_to(model: Model, at: str, to: str | Iterable[str] | None) -> tuple[s
     if to is None:
         targets = tuple(o.name for o in model.outputs if o.name in downstream)
         if not targets:
-            raise CutError(f"No output of the model depends on {at!r}.", where=f"Model {model.name!r}.", how="Choose another tensor.")
+            raise CutError(
+                f"No output of the model depends on {at!r}.",
+                where=f"Model {model.name!r}.",
+                how="Choose another tensor.",
+            )
         return targets
     targets = tuple(dict.fromkeys([to] if isinstance(to, str) else to))
     if not targets:
@@ -66,7 +75,9 @@ def resolve_to(model: Model, at: str, to: str | Iterable[str] | None) -> tuple[s
         try:
             model.require(name)
         except TensorNotFoundError as e:
-            raise TensorNotFoundError(name, sorted(downstream), where=f"Looked downstream of {at!r} in {model.name!r}.") from e
+            raise TensorNotFoundError(
+                name, sorted(downstream), where=f"Looked downstream of {at!r} in {model.name!r}."
+            ) from e
         if name not in downstream:
             raise CutError(
                 f"{name!r} does not depend on {at!r}: nothing that a filter does there can arrive.",
@@ -141,19 +152,16 @@ def from_ir(part: ir.Model, origin: Model, name: str) -> Model:
     return Model(proto, base_dir=base_dir, name=name)
 
 
-def save(model: Model, path: str) -> None:
+def save(model: Model, path: Path) -> None:
     """Write `model` as a `.onnx` file; external data is copied beside it, a tensor at a time."""
     whole = to_ir(model)
     if model.has_external_data:
-        ir.save(whole, path, external_data=path.rsplit("/", 1)[-1] + ".data")
+        ir.save(whole, str(path), external_data=f"{path.name}.data")
     else:
-        onnx.save(model.proto, path)
+        write_atomic(path, lambda stream: onnx.save(model.proto, stream))
 
 
-def _numpy_type(dtype: str) -> object:
+def _numpy_type(dtype: str) -> np.dtype[Any]:
     import ml_dtypes
-    import numpy as np
 
     return np.dtype(getattr(ml_dtypes, dtype, dtype))
-
-

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..errors import CutError, InputError
+from l2caf_onnx.errors import CutError, InputError
+
 from .breakpoints import FLOATS, check_breakpoint
 from .cut import from_ir, to_ir
 from .layout import Axes, axes, check_layout, layouts
@@ -85,7 +86,9 @@ def _checked(model: Model, at: str, layout: str | None) -> tuple[str, str]:
     info = check_breakpoint(model, at)
     where = f"Tensor {at!r} of model {model.name!r}."
     if any(o.name == at for o in model.outputs) and any(i.name == at for i in model.inputs):
-        raise CutError("This tensor is both an input and an output of the model.", where=where, how="Choose another tensor.")
+        raise CutError(
+            "This tensor is both an input and an output of the model.", where=where, how="Choose another tensor."
+        )
     if layout is not None:
         return check_layout(layout, len(info.shape or ()), at), where
     return layouts(model)[at], where

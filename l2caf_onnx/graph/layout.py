@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from ..errors import InputError
-from ..records import TensorInfo
+from l2caf_onnx.errors import InputError
+from l2caf_onnx.records import TensorInfo
+
 from .model import Model
 from .shapes import tensors
 
@@ -37,7 +38,7 @@ _KEEPS = {
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Positions of a tensor's axes: `batch` (None: it has none), `channel` (all that no filter touches), `spatial`."""
+    """Positions of a tensor's axes: `batch` (None: it has none), `channel` (what a filter shares), `spatial`."""
 
     batch: int | None
     channel: tuple[int, ...]
@@ -63,7 +64,7 @@ class Axes:
 
 
 def axes(layout: str) -> Axes:
-    """Read a layout's letters: N is batch, C channel (G and K too, where there are more), every other letter spatial."""
+    """Read a layout's letters: N is batch, C channel (G and K too, if there are more), all others spatial."""
     batch = layout.find("N")
     channel = tuple(i for i, letter in enumerate(layout) if letter in "CGK")
     spatial = tuple(i for i, letter in enumerate(layout) if letter not in "NCGK")
@@ -79,7 +80,7 @@ def check_layout(layout: str, rank: int, tensor: str) -> str:
     letters = layout.upper()
     if len(letters) != rank or len(set(letters)) != rank or not letters.isalpha() or not axes(letters).spatial:
         raise InputError(
-            f"The layout {layout!r} does not fit: {rank} different letters are needed, one an axis, one of them spatial.",
+            f"The layout {layout!r} does not fit: it needs {rank} different letters, one an axis, one of them spatial.",
             where=f"Tensor {tensor!r} of rank {rank}.",
             how=f"For instance {_DEFAULT.get(rank, 'NCHW')!r}: N batch, C channel, the others spatial.",
         )

@@ -15,8 +15,9 @@ from typing import TypeVar
 import onnx
 from google.protobuf.message import DecodeError
 
-from ..errors import InputError, TensorNotFoundError, UnsupportedModelError
-from ..records import Shape, TensorInfo
+from l2caf_onnx.errors import InputError, TensorNotFoundError, UnsupportedModelError
+from l2caf_onnx.records import Shape, TensorInfo
+
 from .nodes import node_reads, subgraphs, walk
 from .validate import check_external_data, check_nodes, sorted_nodes
 
@@ -131,7 +132,12 @@ class Model:
             return name
         where = f"Model {self.name!r}."
         if name in self.stored:
-            raise TensorNotFoundError(name, self.names, where=where, how="That name is a constant of the model: it does not depend on the input.")
+            raise TensorNotFoundError(
+                name,
+                self.names,
+                where=where,
+                how="That name is a constant of the model: it does not depend on the input.",
+            )
         inside = {o for n in self.proto.graph.node for g in subgraphs(n) for m in walk(g) for o in m.output}
         if name in inside:
             how = "That name is inside a subgraph (If, Loop or Scan); cut at a tensor of the top level."
@@ -143,7 +149,7 @@ def load(source: str | Path | bytes | onnx.ModelProto | Model) -> Model:
     """Read a model; check it; weights in external files stay on disk until they are used.
 
     Args:
-        source: A path, the bytes of a `.onnx` file, a `ModelProto` (copied, never changed), or a Model (returned as is).
+        source: A path, the bytes of a `.onnx` file, a `ModelProto` (copied, never changed), or a Model (given back).
 
     Raises:
         InputError: no such file, not an ONNX protobuf, an invalid graph, external data missing or outside the folder.
@@ -191,7 +197,8 @@ def _read(path: Path) -> bytes:
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
     try:
-        return onnx.ModelProto.FromString(data)
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
+        return proto
     except DecodeError as e:
         raise InputError(
             "This is not an ONNX model, or it is truncated: the protobuf cannot be decoded.",
@@ -219,8 +226,9 @@ def _inlined(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     import onnx.inliner
 
     try:
-        return onnx.inliner.inline_local_functions(proto)
-    except Exception as e:  # noqa: BLE001  # the inliner raises bare RuntimeErrors of several kinds
+        inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(proto)
+        return inlined
+    except Exception as e:  # the inliner raises bare RuntimeErrors of several kinds
         raise InputError(f"The model's local functions cannot be inlined: {e}.", where=where) from e
 
 
@@ -233,7 +241,8 @@ def value_to_info(value: onnx.ValueInfoProto) -> TensorInfo:
     shape: Shape | None = None
     if tensor.HasField("shape"):
         shape = tuple(
-            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or "?") for d in tensor.shape.dim
+            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or "?")
+            for d in tensor.shape.dim
         )
     return TensorInfo(value.name, dtype_name(tensor.elem_type), shape)
 

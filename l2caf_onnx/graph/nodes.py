@@ -39,6 +39,8 @@ def node_reads(node: onnx.NodeProto) -> tuple[str, ...]:
 
 def captured(graph: onnx.GraphProto) -> list[str]:
     """Names that a subgraph reads and does not define."""
-    own = {v.name for v in graph.input} | {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output}
+    own = (
+        {v.name for v in graph.input} | {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output}
+    )
     names = [name for node in graph.node for name in node_reads(node)] + [v.name for v in graph.output]
     return [name for name in dict.fromkeys(names) if name not in own]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from .cut import from_ir, to_ir
 from .model import Model
@@ -40,7 +40,7 @@ class Plain:
 
 
 def bake(model: Model, values: Mapping[str, NDArray[Any]], sizes: Mapping[str, tuple[int, ...]]) -> Model:
-    """`model` at the given input sizes, with the tensors in `values` as stored constants and all that is unused gone."""
+    """`model` at the given input sizes, with `values` as stored constants, and all that is unused gone."""
     whole = to_ir(model)
     graph = whole.graph
     known = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
@@ -51,7 +51,7 @@ def bake(model: Model, values: Mapping[str, NDArray[Any]], sizes: Mapping[str, t
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     for value in graph.inputs:
         if value.name in sizes:
-            value.shape = ir.Shape(sizes[value.name])
+            value.shape = ir.Shape(sizes[str(value.name)])
     for value in graph.outputs:
         value.shape = None  # declared for every size; what is inferred from the actual sizes is exact
     for node in graph:
@@ -126,9 +126,16 @@ def single_node(model: Model, index: int, arrays: Mapping[str, NDArray[Any]]) ->
     graph = onnx.helper.make_graph(
         [node],
         "node",
-        [onnx.helper.make_tensor_value_info(r, onnx.helper.np_dtype_to_tensor_dtype(arrays[r].dtype), np.shape(arrays[r])) for r in fed],
+        [
+            onnx.helper.make_tensor_value_info(
+                r, onnx.helper.np_dtype_to_tensor_dtype(arrays[r].dtype), np.shape(arrays[r])
+            )
+            for r in fed
+        ],
         [onnx.ValueInfoProto(name=o) for o in node.output if o],
         [model.initialisers[r] for r in reads if r in model.initialisers],
     )
-    proto = onnx.helper.make_model(graph, opset_imports=list(model.proto.opset_import), ir_version=model.proto.ir_version)
+    proto = onnx.helper.make_model(
+        graph, opset_imports=list(model.proto.opset_import), ir_version=model.proto.ir_version
+    )
     return Model(proto, base_dir=model.base_dir, name=model.name)

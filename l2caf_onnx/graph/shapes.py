@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..records import TensorInfo
+from l2caf_onnx.records import TensorInfo
+
 from .model import Model, value_to_info
 from .nodes import subgraphs
 
@@ -72,7 +73,7 @@ def _is_small(tensor: onnx.TensorProto) -> bool:
 
 
 def _constants(model: Model) -> dict[str, NDArray[np.generic]]:
-    """The values of what small constants alone determine (not those of plain `Constant` nodes, which inference reads)."""
+    """The values of what small constants alone determine (inference itself reads plain `Constant` nodes)."""
     graph = model.proto.graph
     known = {t.name for t in graph.initializer if _is_small(t)}
     chain: list[onnx.NodeProto] = []

@@ -42,13 +42,17 @@ def static_at_given_sizes(model: Model) -> frozenset[str]:
 
 
 def _decided(model: Model, sized: frozenset[str] | None) -> frozenset[str]:
-    """Tensors decided by stored values and by the shapes of `sized`; None: of every tensor whose shape is itself decided."""
+    """Tensors decided by stored values and the shapes of `sized` (None: of whatever has a decided shape)."""
     values = set(model.stored)
     shapes = set(sized) if sized is not None else values | {i.name for i in model.inputs}
     for node, reads in zip(model.proto.graph.node, model.reads, strict=True):
         outputs = [o for o in node.output if o]
         reader = node.op_type in _SHAPE_READERS
-        if all(r in (shapes if reader else values) for r in reads) and node.op_type not in _RANDOM and not any(subgraphs(node)):
+        if (
+            all(r in (shapes if reader else values) for r in reads)
+            and node.op_type not in _RANDOM
+            and not any(subgraphs(node))
+        ):
             values.update(outputs)
         if sized is None and _shape_decided(node, reads, values, shapes):
             shapes.update(outputs)

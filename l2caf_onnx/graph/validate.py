@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 
-from ..errors import InputError, UnsupportedModelError
+from l2caf_onnx.errors import InputError, UnsupportedModelError
+
 from .nodes import label, node_reads, walk
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
@@ -88,7 +89,9 @@ def check_nodes(proto: onnx.ModelProto, where: str) -> None:
         version = default if domain == "" else versions.get(domain)
         name = f"Node {label(node)!r} ({node.op_type}, opset {version})."
         if version is None:
-            raise InputError(f"Invalid graph: the model imports no opset of domain {domain or 'ai.onnx'!r}.", where=f"{where} {name}")
+            raise InputError(
+                f"Invalid graph: the model imports no opset of domain {domain or 'ai.onnx'!r}.", where=f"{where} {name}"
+            )
         try:
             schema = onnx.defs.get_schema(node.op_type, version, domain)
         except onnx.defs.SchemaError as e:
@@ -100,7 +103,9 @@ def check_nodes(proto: onnx.ModelProto, where: str) -> None:
                 op=node.op_type,
                 opset=version,
             ) from e
-        missing = [a.name for a in schema.attributes.values() if a.required and a.name not in {x.name for x in node.attribute}]
+        missing = [
+            a.name for a in schema.attributes.values() if a.required and a.name not in {x.name for x in node.attribute}
+        ]
         wrong = (
             f"it lacks the attribute {missing[0]!r}"
             if missing

@@ -19,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .. import runtime
-from ..errors import InputError, ParityError, UnsupportedModelError
-from ..graph.insert import FILTER_INPUT
-from ..graph.model import Model
-from ..graph.paths import leads
-from ..graph.rewrite import Plain, plain
-from ..records import Parity
+from l2caf_onnx import runtime
+from l2caf_onnx.errors import InputError
+from l2caf_onnx.graph.insert import FILTER_INPUT
+from l2caf_onnx.graph.model import Model
+from l2caf_onnx.graph.paths import leads
+from l2caf_onnx.graph.rewrite import Plain, plain
+from l2caf_onnx.records import Parity
+
 from . import parity as judge
 from .fold import fold
 
@@ -58,7 +59,9 @@ class TorchTail(nn.Module):
         missing = [name for name in self.reads if name not in feeds]
         if missing:
             raise InputError(
-                f"The input {missing[0]!r} is missing.", where=f"This tail reads {', '.join(self.reads)}.", how="Feed every input."
+                f"The input {missing[0]!r} is missing.",
+                where=f"This tail reads {', '.join(self.reads)}.",
+                how="Feed every input.",
             )
         result = self.inner(*(feeds[name] for name in self.reads))
         values = list(result) if isinstance(result, (list, tuple)) else [result]
@@ -127,7 +130,7 @@ def _to_torch(model: Model, example: Arrays, providers: Sequence[str] | None) ->
         try:
             tail = attempt(form, converter)
             tail.parity = measure(model, tail, example, providers)
-        except Exception as error:  # noqa: BLE001  # converters raise anything; the next one is tried, and the error kept
+        except Exception as error:  # noqa: BLE001  # converters raise anything; the next is tried
             attempts.append(Attempt(converter, error, None))
             continue
         if tail.parity.ok:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import runtime
-from ..errors import L2cafError, ParityError, UnsupportedModelError
-from ..graph.model import Model
-from ..graph.rewrite import Plain, plain, single_node, with_outputs
-from ..records import Parity
+from l2caf_onnx import runtime
+from l2caf_onnx.errors import L2cafError, ParityError, UnsupportedModelError
+from l2caf_onnx.graph.model import Model
+from l2caf_onnx.graph.rewrite import Plain, plain, single_node, with_outputs
+from l2caf_onnx.records import Parity
 
 if TYPE_CHECKING:
     from .convert import Attempt, Converter
@@ -70,7 +70,7 @@ def _parity_error(model: Model, form: Plain, attempt: Attempt, parity: Parity, v
     local = f" Node {node!r} ({op}, opset {opset}) is to blame: {verdict[1]}." if verdict is not None else ""
     return ParityError(
         f"The torch form of this part disagrees with onnxruntime: {_size(parity)}.{local}",
-        where=f"The {model.name!r}, tensor {parity.tensor!r}, worst element {parity.worst_index}, allowed {parity.rtol:g} "
+        where=f"The {model.name!r}, tensor {parity.tensor!r}, element {parity.worst_index}, allowed {parity.rtol:g} "
         f"of the largest value (converter {attempt.converter.name}).",
         how=_HOW,
         tensor=parity.tensor,

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import runtime
-from ..graph.cut import extract
-from ..graph.model import Model
-from ..graph.rewrite import bake
-from ..graph.static import static_at_given_sizes
+from l2caf_onnx import runtime
+from l2caf_onnx.graph.cut import extract
+from l2caf_onnx.graph.model import Model
+from l2caf_onnx.graph.rewrite import bake
+from l2caf_onnx.graph.static import static_at_given_sizes
 
 
 def fold(model: Model, example: Mapping[str, NDArray[Any]]) -> Model:

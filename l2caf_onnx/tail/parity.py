@@ -16,8 +16,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from ..graph.model import dtype_name
-from ..records import Parity
+from l2caf_onnx.graph.model import dtype_name
+from l2caf_onnx.records import Parity
 
 RTOL = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-2}
 SLOPE_RTOL = 2e-2
@@ -25,8 +25,8 @@ _STEPS = (1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-2, 1e-1)
 _PIECEWISE_CONSTANT = {
     "Round", "Floor", "Ceil", "Sign", "Hardmax", "ArgMax", "ArgMin", "NonZero", "NonMaxSuppression", "OneHot", "Equal",
     "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor", "IsNaN", "IsInf", "Shape", "Size",
-    "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "ConvInteger",
-    "MatMulInteger", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseNot", "BitwiseXor",
+    "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul",
+    "ConvInteger", "MatMulInteger", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseNot", "BitwiseXor",
 }  # fmt: skip
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -83,22 +83,30 @@ def _difference(name: str, y: NDArray[Any], z: NDArray[Any], *, half: bool) -> _
         return _Difference(name, 0.0, 0.0, None, rtol, True)
     if kind not in RTOL:
         unequal = np.asarray(y != z)
-        at = np.unravel_index(int(np.argmax(unequal)), y.shape)
-        largest = float(np.max(np.abs(y.astype(np.float64) - z.astype(np.float64)))) if y.dtype.kind in "biu" else float(unequal.any())
-        return _Difference(name, largest, float(unequal.mean()), tuple(map(int, at)), 0.0, not unequal.any())
+        at = _position(int(np.argmax(unequal)), y.shape)
+        largest = (
+            float(np.max(np.abs(y.astype(np.float64) - z.astype(np.float64))))
+            if y.dtype.kind in "biu"
+            else float(unequal.any())
+        )
+        return _Difference(name, largest, float(unequal.mean()), at, 0.0, not unequal.any())
     a, b = y.astype(np.float64), z.astype(np.float64)
     finite = np.isfinite(a)
     special = ~finite & ~((np.isnan(a) & np.isnan(b)) | (a == b)) | (finite & ~np.isfinite(b))
     if special.any():
-        at = tuple(int(i) for i in np.unravel_index(int(np.argmax(special)), y.shape))
+        at = _position(int(np.argmax(special)), y.shape)
         finding = f"{name!r} at {at}: {b[at]} in torch, {a[at]} in onnxruntime."
         return _Difference(name, np.inf, np.inf, at, rtol, False, finding)
     d = np.where(finite, np.abs(np.where(finite, a, 0.0) - np.where(finite, b, 0.0)), 0.0)
-    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(d)), y.shape))
+    at = _position(int(np.argmax(d)), y.shape)
     scale = float(np.abs(a[finite]).max()) if finite.any() else 0.0
     largest = float(d[at])
     relative = largest / scale if scale > 0 else (0.0 if largest == 0 else np.inf)
     return _Difference(name, largest, relative, at, rtol, relative <= rtol)
+
+
+def _position(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(flat, shape))
 
 
 def lets_no_slope_through(node: onnx.NodeProto) -> bool:
@@ -168,5 +176,7 @@ def _gradient(outputs: Mapping[str, torch.Tensor], x: torch.Tensor, weights: Arr
         for k, w in weights.items()
         if outputs[k].requires_grad
     ]
-    gradient = torch.autograd.grad(sum(parts[1:], parts[0]), x, retain_graph=True, allow_unused=True)[0] if parts else None
+    gradient = (
+        torch.autograd.grad(sum(parts[1:], parts[0]), x, retain_graph=True, allow_unused=True)[0] if parts else None
+    )
     return np.zeros(x.shape) if gradient is None else gradient.detach().double().cpu().numpy()
