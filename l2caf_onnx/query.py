@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from . import objectives, solvers
@@ -126,9 +126,7 @@ def _classes(target: Target | None) -> int | tuple[int, ...] | str | None:
     try:
         if isinstance(target, bool):
             raise TypeError
-        if hasattr(target, "__len__"):
-            return tuple(_index(t) for t in target)
-        return _index(target)
+        return tuple(_index(t) for t in target) if isinstance(target, Iterable) else _index(target)
     except TypeError as e:
         raise InputError(f"The target {target!r} is no class index.", how="Give whole numbers, or 'top1'.") from e
 

@@ -19,7 +19,7 @@ def inspect(
 ) -> None:
     """List the breakpoints of MODEL: tensors with two spatial cells or more, which a filter can multiply.
 
-    "clean" marks a cut that nothing bypasses; the arrow the last breakpoint, nearest the output: a good first --at.
+    "clean" marks a cut that nothing bypasses; "<- last" the last tensor with spatial axes, a good first --at.
     """
     from l2caf_onnx.graph.breakpoints import breakpoints
     from l2caf_onnx.graph.model import load
@@ -37,12 +37,11 @@ def inspect(
             b.op_type + (" (quantised)" if b.quantised else ""),
             "x".join(str(d) for d in b.shape),
             b.layout,
-            "clean" if b.clean else "bypass: " + ", ".join(b.bypass),
-            "<- last with spatial axes" if b is found[-1] else "",
+            ("clean" if b.clean else "bypass: " + ", ".join(b.bypass)) + (" <- last" if b is found[-1] else ""),
         )
         for b in found
     ]
-    print_table(("tensor", "op", "shape", "layout", "cut", ""), rows)
+    print_table(("tensor", "op", "shape", "layout", "cut"), rows)
     clean = sum(b.clean for b in found)
     typer.echo(
         f"{len(found)} breakpoints, {clean} of them clean. Break at one: l2caf-onnx attend {model} INPUT --at TENSOR"

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from l2caf_onnx.errors import CutError, InputError, TensorNotFoundError, UnsupportedModelError
-from l2caf_onnx.records import write_atomic
+from l2caf_onnx.records import TensorInfo, write_atomic
 
 from .breakpoints import check_breakpoint
 from .model import Model
@@ -120,19 +120,26 @@ def extract(model: Model, inputs: Iterable[str], outputs: Iterable[str], *, name
     infos = tensors(model)
     graph = ir.convenience.extract(whole.graph, sources, targets)
     for value in graph.inputs:
-        info = infos[str(value.name)]
-        if value.type is None and info.dtype == "?":
+        if value.type is None and infos[str(value.name)].dtype == "?":
             raise UnsupportedModelError(
                 f"The type of {value.name!r}, which crosses the cut, cannot be told from the file.",
                 where=f"Model {model.name!r}.",
                 how="Run onnx.shape_inference on it, or cut elsewhere.",
             )
-        if value.type is None:
-            value.type = ir.TensorType(ir.DataType.from_numpy(_numpy_type(info.dtype)))
-        if value.shape is None and info.shape is not None:
-            value.shape = ir.Shape([d if isinstance(d, int) else (None if d == "?" else d) for d in info.shape])
+    for value in (*graph.inputs, *graph.outputs):
+        _declare(value, infos.get(str(value.name)))
     part = ir.Model(graph, ir_version=whole.ir_version, producer_name="l2caf_onnx", functions=())
     return from_ir(part, model, name or model.name)
+
+
+def _declare(value: ir.Value, info: TensorInfo | None) -> None:
+    """Give an input or output the type and shape that are known of it; files without them are refused elsewhere."""
+    if info is None:
+        return
+    if value.type is None and info.dtype != "?":
+        value.type = ir.TensorType(ir.DataType.from_numpy(_numpy_type(info.dtype)))
+    if value.shape is None and info.shape is not None:
+        value.shape = ir.Shape([d if isinstance(d, int) else (None if d == "?" else d) for d in info.shape])
 
 
 def to_ir(model: Model) -> ir.Model:
@@ -158,7 +165,12 @@ def save(model: Model, path: Path) -> None:
     if model.has_external_data:
         ir.save(whole, str(path), external_data=f"{path.name}.data")
     else:
-        write_atomic(path, lambda stream: onnx.save(model.proto, stream))
+        data = model.proto.SerializeToString()
+
+        def write(stream: IO[bytes]) -> None:
+            stream.write(data)
+
+        write_atomic(path, write)
 
 
 def _numpy_type(dtype: str) -> np.dtype[Any]:

@@ -1,7 +1,7 @@
 """The TensorFlow program of Taha et al. (ECCV 2020, arXiv 2007.09748), step for step: Adam from a random filter.
 
 The settings and the test for the end are those of their `vanilla` program. Adam is TensorFlow 1's, which differs from
-torch's in where epsilon is added: Kingma & Ba, "Adam" (ICLR 2015, arXiv 1412.6980), the variant at the end of section 2.
+torch's in where epsilon is added: Kingma & Ba, "Adam" (ICLR 2015, arXiv 1412.6980), the variant that ends section 2.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..filters import Sphere
+from l2caf_onnx.filters import Sphere
+
 from .sgd import follow_schedule
 from .solution import LossFunction, Solution
 

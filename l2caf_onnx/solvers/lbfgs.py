@@ -1,26 +1,28 @@
 """Riemannian L-BFGS on the sphere: the solver for tails that are not affine, where every evaluation counts.
 
-Limited-memory BFGS (Nocedal & Wright, "Numerical Optimization", 2nd edition, algorithm 7.4) with its gradients, steps and
+Limited-memory BFGS (Nocedal & Wright, "Numerical Optimization", 2nd edition, algorithm 7.4) with gradients, steps and
 history in the tangent space of the point where it stands (Absil, Mahony & Sepulchre, "Optimization Algorithms on Matrix
 Manifolds", 2008, chapters 4 and 8; Huang, Gallivan & Absil, SIAM J. Optim. 25(3), 2015).
 
 Every sample is a search of its own, a generator that yields the point it wants evaluated; one evaluation of the tail
-serves the next point of each sample that is still searching. So steps, history and end of one sample never touch another's,
-and a batch costs as many evaluations as its slowest sample. Points are unit vectors u = f / r in float64 (vectors of a
-few hundred numbers, for which numpy is quicker than torch), gradients those by u; only the tail sees r u in its own type.
+serves the next point of each sample that is still searching. So steps, history and end of one sample never touch
+another's, and a batch costs as many evaluations as its slowest sample. Points are unit vectors u = f / r in float64
+(a few hundred numbers, for which numpy is quicker than torch), gradients are those by u; only the tail sees r u, in its
+own type.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..filters import Sphere
+from l2caf_onnx.filters import Sphere
+
 from .solution import LossFunction, Solution, evaluate, refuse_unusable_start
 
 Vector = NDArray[np.float64]
@@ -98,8 +100,8 @@ class Lbfgs:
         """
         samples, cells = shape[0], math.prod(shape[1:])
         start = np.full(cells, 1 / math.sqrt(cells))
-        drawn = sphere.random_point((1, *shape[1:]), generator).double().cpu().numpy().reshape(cells)
-        elsewhere = _elsewhere(start, drawn[:1] * 0 + drawn / np.linalg.norm(drawn), self.first_angle)
+        drawn = sphere.normal((1, *shape[1:]), generator).double().cpu().numpy().reshape(cells)
+        elsewhere = _elsewhere(start, drawn / np.linalg.norm(drawn), self.first_angle)
         searches = [BestSoFar(_descend(self, start, elsewhere)) for _ in range(samples)]
         radii = sphere.radii(samples).double().cpu().numpy()
         while any(search.running for search in searches):
@@ -112,7 +114,7 @@ class Lbfgs:
                 if search.running:
                     search.tell(Value(loss, _tangent(search.point, radius * gradient)))
                     if search.running and search.evaluations >= self.max_evaluations:
-                        search.end(f"The limit of {self.max_evaluations} evaluations was reached while it was improving.")
+                        search.end(f"The limit of {self.max_evaluations} evaluations was reached before it settled.")
         return Solution(
             filter=_filters(sphere, shape, [search.best_point for search in searches]),
             loss=torch.tensor([search.best_loss for search in searches], dtype=losses.dtype, device=losses.device),
@@ -122,7 +124,7 @@ class Lbfgs:
 
 
 def converged(settings: Lbfgs, losses: Sequence[float], gradient: Vector) -> str | None:
-    """Why a search that went through these `losses`, to a point with this tangent `gradient`, has arrived; None: it has not.
+    """Why a search that went through `losses`, to a point with the tangent `gradient`, has arrived; None: it has not.
 
     The scale of a loss is the larger of its size and of what the search has gained, so that neither a minimum of 0 nor
     a loss that starts at 0 is chased for ever. It has arrived where
@@ -138,7 +140,10 @@ def converged(settings: Lbfgs, losses: Sequence[float], gradient: Vector) -> str
             f"It converged: the gradient along the sphere, {steepness:.1e}, is at most "
             f"{settings.gradient_tolerance:g} of the loss's scale {scale:.3g}."
         )
-    if len(losses) > settings.patience and losses[-1 - settings.patience] - losses[-1] <= settings.loss_tolerance * scale:
+    if (
+        len(losses) > settings.patience
+        and losses[-1 - settings.patience] - losses[-1] <= settings.loss_tolerance * scale
+    ):
         return (
             f"It settled: the last {settings.patience} steps lowered the loss by less than "
             f"{settings.loss_tolerance:g} of its scale {scale:.3g}."
@@ -169,7 +174,7 @@ class BestSoFar:
     def tell(self, value: Value) -> None:
         """Send the search the value at `point`; sets the next `point`, or the `reason` why it stopped."""
         self.evaluations += 1
-        if value.finite and value.loss < self.best_loss:
+        if math.isfinite(value.loss) and value.loss < self.best_loss:
             self.best_point, self.best_loss = self.point, value.loss
         try:
             self.point = self.search.send(value)
@@ -180,3 +185,155 @@ class BestSoFar:
         """Stop, and rest at the best point."""
         self.search.close()
         self.point, self.reason = self.best_point, reason
+
+
+def _descend(settings: Lbfgs, start: Vector, elsewhere: Sequence[Vector]) -> Search:
+    """Search from `start`; where that is stationary (a saddle, dead), from the first point `elsewhere` that is not."""
+    point = start
+    value = yield point
+    if not value.finite or converged(settings, [value.loss], value.gradient):
+        for point in elsewhere:
+            value = yield point
+            if value.finite and not converged(settings, [value.loss], value.gradient):
+                break
+        else:
+            return (
+                f"The gradient at the uniform filter and at {len(elsewhere)} others is negligible (here "
+                f"{float(np.linalg.norm(value.gradient)):.1e}): the loss hardly responds to the filter there."
+            )
+    losses = [value.loss]
+    history = _History(settings.memory)
+    angle = settings.first_angle
+    while not (reason := converged(settings, losses, value.gradient)):
+        direction = history.direction(value.gradient)
+        size = float(np.linalg.norm(direction))
+        along = direction / size
+        if history.pairs:
+            angle = min(math.atan(size), settings.largest_angle)
+        trial = yield from _line_search(settings, point, value, along, angle)
+        if trial is not None:
+            history.move(trial, along, value.gradient)
+            point, value, angle = trial.point, trial.value, trial.angle
+            losses.append(value.loss)
+        elif history.pairs:
+            history.pairs.clear()  # the curvature that it remembers may be that of the other side of a kink
+        else:
+            return f"No step downhill, of {settings.max_trials}, lowered the loss by more than its rounding error."
+    return reason
+
+
+def _line_search(settings: Lbfgs, u: Vector, value: Value, along: Vector, angle: float) -> LineSearch:
+    """Search the great circle u cos(a) + e sin(a), e = `along`, for a step that satisfies Wolfe's conditions.
+
+    With t = tan(a) this is the retraction (u + t e) / ||u + t e||; `angle` is tried first. The conditions are the weak
+    ones (Nocedal & Wright, equation 3.6), which can be met across the kinks of a tail, or, where losses differ by
+    rounding errors only, those that Hager & Zhang put on the slopes instead (SIAM J. Optim. 16(1), 2005, equation 4.1).
+    """
+    rounding = settings.rounding * abs(value.loss)
+    low = Trial(0.0, u, value, float(value.gradient @ along))
+    descent = low.slope
+    high: Trial | None = None
+    for _ in range(settings.max_trials):
+        point = u * math.cos(angle) + along * math.sin(angle)
+        point /= np.linalg.norm(point)
+        found = yield point
+        slope = float(found.gradient @ (along * math.cos(angle) - u * math.sin(angle)))
+        trial = Trial(angle, point, found, slope)
+        lower = found.loss <= value.loss + settings.decrease * angle * descent
+        level = found.loss <= value.loss + rounding and slope <= (2 * settings.decrease - 1) * descent
+        if not (found.finite and (lower or level)):
+            high = trial
+        elif slope >= settings.curvature * descent or angle >= settings.largest_angle:
+            return trial
+        else:
+            low = trial
+        angle = min(_beyond(low, descent), settings.largest_angle) if high is None else _between(low, high, rounding)
+    return low if low.angle > 0 else None
+
+
+def _beyond(low: Trial, descent: float) -> float:
+    """An angle beyond `low`, where the loss still falls: where the slopes, taken for a line, reach 0, within bounds."""
+    bend = low.slope - descent
+    zero = low.angle * (1 - low.slope / bend) if bend > 0 else math.inf
+    return min(max(zero, 1.5 * low.angle), 4 * low.angle)
+
+
+def _between(low: Trial, high: Trial, rounding: float) -> float:
+    """An angle between: the minimum of the cubic through both losses and slopes (Nocedal & Wright, equation 3.59).
+
+    Where the losses cannot be told apart it is that of the parabola through the slopes. It keeps a tenth of the bracket
+    away from both ends, and near `low` where the loss at `high` is not finite.
+    """
+    width = high.angle - low.angle
+    if not high.value.finite:
+        return low.angle + width / 4
+    change = high.value.loss - low.value.loss
+    part = 0.5
+    if abs(change) <= 10 * rounding and high.slope > 0:
+        part = low.slope / (low.slope - high.slope)
+    else:
+        d1 = low.slope + high.slope - 3 * change / width
+        square = d1 * d1 - low.slope * high.slope
+        if square >= 0:
+            d2 = math.sqrt(square)
+            below = high.slope - low.slope + 2 * d2
+            part = 1 - (high.slope + d2 - d1) / below if below else part
+    return low.angle + width * min(max(part, 0.1), 0.9)
+
+
+@dataclass(slots=True)
+class _History:
+    """The last `memory` pairs (s, y), oldest first: steps and the changes of the gradient that they made.
+
+    All are tangent at the point where the search stands, to which projection transports them (Absil, Mahony &
+    Sepulchre, section 8.1.3).
+    """
+
+    memory: int
+    pairs: list[tuple[Vector, Vector]] = field(default_factory=list)
+
+    def direction(self, gradient: Vector) -> Vector:
+        """-H g by the two-loop recursion (Nocedal & Wright, algorithm 7.4); where that does not fall, -g."""
+        q = gradient.copy()
+        weights = []
+        for s, y in reversed(self.pairs):
+            weights.append(float(s @ q) / float(s @ y))
+            q -= weights[-1] * y
+        if self.pairs:
+            s, y = self.pairs[-1]
+            q *= float(s @ y) / float(y @ y)
+        for (s, y), weight in zip(self.pairs, reversed(weights), strict=True):
+            q += (weight - float(y @ q) / float(s @ y)) * s
+        if float(q @ gradient) > 1e-6 * float(np.linalg.norm(q) * np.linalg.norm(gradient)):
+            return -q
+        self.pairs.clear()
+        return -gradient
+
+    def move(self, trial: Trial, along: Vector, gradient: Vector) -> None:
+        """Remember the step `along` to `trial` from a point with that `gradient`; transport the others to it."""
+        u = trial.point
+        step = _tangent(u, math.tan(trial.angle) * along), trial.value.gradient - _tangent(u, gradient)
+        pairs = [(_tangent(u, s), _tangent(u, y)) for s, y in self.pairs] + [step]
+        # A pair without positive curvature would make H indefinite; transport can take it from an old pair.
+        curved = [(s, y) for s, y in pairs if s @ y > 1e-8 * np.linalg.norm(s) * np.linalg.norm(y)]
+        self.pairs = curved[-self.memory :]
+
+
+def _tangent(u: Vector, v: Vector) -> Vector:
+    """The part of `v` tangent to the unit sphere at `u`, both (cells,)."""
+    projected: Vector = v - u * (float(u @ v) / float(u @ u))
+    return projected
+
+
+def _elsewhere(u: Vector, drawn: Vector, angle: float) -> tuple[Vector, ...]:
+    """Two other points of the unit sphere: `angle` away from `u` towards `drawn`, and `drawn`."""
+    towards = _tangent(u, drawn)
+    size = float(np.linalg.norm(towards))
+    if size < 1e-12:  # a filter of one cell: its sphere is the two points u and -u
+        return (-u,)
+    return u * math.cos(angle) + towards * (math.sin(angle) / size), drawn
+
+
+def _filters(sphere: Sphere, shape: tuple[int, ...], points: Sequence[Vector]) -> torch.Tensor:
+    """The filters (N, *spatial) at unit vectors, one for each sample."""
+    return sphere.retract(torch.tensor(np.stack(points), dtype=sphere.dtype, device=sphere.device).reshape(shape))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..filters import Sphere
+from l2caf_onnx.filters import Sphere
+
 from .solution import LossFunction, Solution, evaluate, refuse_unusable_start
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
@@ -132,9 +133,7 @@ def _conclude(
             losses = fn(filters)
     for i in _indices(~responded):
         reasons[i] += " The gradient was exactly zero at every step: the loss did not respond to the filter."
-    return Solution(
-        filter=filters.detach(), loss=losses.detach(), evaluations=evaluations, stop_reason=tuple(reasons)
-    )
+    return Solution(filter=filters.detach(), loss=losses.detach(), evaluations=evaluations, stop_reason=tuple(reasons))
 
 
 def _where(samples: Tensor, yes: Tensor, no: Tensor) -> Tensor:

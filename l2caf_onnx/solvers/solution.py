@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import SolverError
-from ..filters import Sphere
+from l2caf_onnx.errors import SolverError
+from l2caf_onnx.filters import Sphere
 
 LossFunction = Callable[[Tensor], Tensor]
 """Filters (N, *spatial) -> losses (N,), differentiable and separable over the samples."""
