@@ -6,8 +6,9 @@ STAMP := $(VENV)/.pyproject.sha256
 
 # The last activation of EfficientNet-Lite0 that has an image's axes: (N, 1280, 7, 7).
 DEMO_AT := /_swish_1/Clip_output_0
+DEMO_OUT := demo
 
-.PHONY: help venv models demo lint types test test-slow clean
+.PHONY: help venv models demo pictures bench lint types test test-slow clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,11 +32,17 @@ models: venv  ## fetch the real models and photos into models/ (what is there al
 
 demo: models  ## explain a photo of a cat, into demo/
 	$(BIN)/l2caf-onnx attend models/efficientnet-lite0.onnx models/photos/chelsea.png --at $(DEMO_AT) \
-		--target top1 --labels models/imagenet_labels.json --preprocess lite --proof model -o demo --force
-	@echo "The picture:"; find demo -name '*.png' | sort
+		--target top1 --labels models/imagenet_labels.json --preprocess lite --proof model -o $(DEMO_OUT) --force
+	@echo "The picture:"; find $(DEMO_OUT) -name '*.png' | sort
+
+pictures: models  ## draw the README's picture anew
+	@$(BIN)/python scripts/draw_readme.py
+
+bench: models  ## what each solver reaches and costs, as ratios to a plain forward (minutes)
+	@$(BIN)/python scripts/bench.py
 
 lint: venv  ## ruff
-	@$(BIN)/ruff check --output-format concise .
+	@$(BIN)/ruff check --output-format concise . && $(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted: .venv/bin/ruff format"; exit 1; }
 
 types: venv  ## mypy --strict
 	@$(BIN)/mypy
