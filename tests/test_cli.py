@@ -20,7 +20,8 @@ from l2caf_onnx import cli
 
 CLASSIFIER = """
 <ir_version: 8, opset_import: ["": 17]>
-tiny (float[N, 3, 16, 16] image, float[6, 3, 3, 3] w, float[5, 6] v, float[5] b) => (float[N, 5] scores, float[N, 1, 16, 16] aside)
+tiny (float[N, 3, 16, 16] image, float[6, 3, 3, 3] w, float[5, 6] v, float[5] b)
+    => (float[N, 5] scores, float[N, 1, 16, 16] aside)
 {
     conv = Conv <pads = [1, 1, 1, 1]> (image, w)
     relu = Relu (conv)
@@ -427,3 +428,22 @@ def test_an_output_folder_that_is_a_file(command: Command, model: Path, photo: P
     found = command("attend", model, photo, "--at", "relu", "--preprocess", "unit", "-o", photo)
     assert found.code == 2
     assert "is a file" in found.err
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_late_failure_leaves_what_was_there_before(
+    command: Command, model: Path, photo: Path, tmp_path: Path, force: bool
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(photo.read_bytes())
+    (photos / "b.png").write_text("not a picture")
+    words = ("--at", "relu", "--preprocess", "unit", "-o", "out", "--batch-size", 1)
+    if force:
+        assert command("attend", model, photo, *words).code == 0
+    before = {p: p.read_bytes() for p in Path("out").glob("*")}
+    found = command("attend", model, photos, *words, *(["--force"] if force else []))
+    assert found.code == 2
+    assert "b.png" in found.err
+    assert {p: p.read_bytes() for p in Path("out").glob("*")} == before
+    assert Path("out").exists() == force

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import MANIFEST, claim, digest, unused, versions
+from .output import MANIFEST, digest, staged, unused, versions
 from .printing import print_json, print_table, progress, remark
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def attend(
     loaded = load(model)
     names = breakpoints_named(loaded, at)
     classes = class_names(labels)
-    pending = find_samples(inputs, loaded.inputs, layouts(loaded), preprocess or preprocess_stated(loaded, model))
+    stated = preprocess or preprocess_stated(loaded, model)
+    pending = find_samples(inputs, loaded.inputs, layouts(loaded), stated)
     options: dict[str, Any] = {
         "to": to or None,
         "objective": objective,
@@ -134,9 +135,9 @@ def attend(
         "seed": seed,
     }
     wanted = ranks_or_class(target)
-    folder = claim(output if output is not None else unused("l2caf-out"), force=force)
+    folder = output if output is not None else unused("l2caf-out")
     rows: list[dict[str, Any]] = []
-    try:
+    with staged(folder, force=force) as stage:
         with progress("attention", len(pending)) as steps:
             first, waiting = True, []
             for position, item in enumerate(pending):
@@ -146,21 +147,18 @@ def attend(
                 for group in _groups(waiting):
                     kind = proof or ("model" if first else "tail")
                     for sample, found in _explained(loaded, group, names, wanted, {**options, "proof": kind}):
-                        rows.append(_write(folder, sample, found, classes))
-                        steps.advance(sample.name)
+                        rows.append(_write(stage, sample, found, classes))
+                    steps.advance(group[-1].name, len(group))
                     first = False
                 waiting = []
-    except BaseException:
-        _withdraw(folder)
-        raise
-    manifest = {
-        "command": "attend",
-        "model": {"name": model.name, "sha256": digest(model)},
-        "settings": {"at": names, "target": target, "preprocess": preprocess, **options},
-        "results": rows,
-        "versions": versions(),
-    }
-    save_manifest(folder / MANIFEST, manifest)
+        manifest = {
+            "command": "attend",
+            "model": {"name": model.name, "sha256": digest(model)},
+            "settings": {"at": names, "target": target, "preprocess": stated, **options},
+            "results": rows,
+            "versions": versions(),
+        }
+        save_manifest(stage / MANIFEST, manifest)
     for note in dict.fromkeys(n for row in rows for n in row["notes"]):
         remark(f"Note: {note}")
     if json:
@@ -244,14 +242,6 @@ def _write(folder: Path, sample: Sample, found: Attention, classes: dict[int, st
         "stop_reason": row["stop_reason"][0],
         "files": [f"{stem}.png", f"{stem}.npz"],
     }
-
-
-def _withdraw(folder: Path) -> None:
-    """After a failure: an empty folder goes; results of earlier inputs stay, without a manifest."""
-    import contextlib
-
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def _print(rows: list[dict[str, Any]], folder: Path) -> None:

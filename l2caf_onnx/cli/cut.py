@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import MANIFEST, claim, digest, versions
+from .output import MANIFEST, digest, staged, versions
 from .printing import print_json, remark
 
 if TYPE_CHECKING:
@@ -48,9 +48,6 @@ def cut(
     parts = cut_model(loaded, at, to or None)
     shapes = _shapes(loaded, input_shapes or [])
     agreement = _check(loaded, parts, shapes)
-    folder = claim(output, force=force)
-    for name, part in (("head.onnx", parts.head), ("tail.onnx", parts.tail)):
-        save(part, folder / name)
     document = {
         "at": parts.at,
         "to": list(parts.to),
@@ -59,10 +56,12 @@ def cut(
         "tail": {"file": "tail.onnx", "inputs": [i.name for i in parts.tail.inputs]},
         "check": agreement,
     }
-    save_manifest(
-        folder / MANIFEST,
-        {"command": "cut", "model": {"name": model.name, "sha256": digest(model)}, **document, "versions": versions()},
-    )
+    folder = output
+    with staged(folder, force=force) as stage:
+        for name, part in (("head.onnx", parts.head), ("tail.onnx", parts.tail)):
+            save(part, stage / name)
+        stated = {"command": "cut", "model": {"name": model.name, "sha256": digest(model)}, "versions": versions()}
+        save_manifest(stage / MANIFEST, {**stated, **document})
     if json:
         print_json(document)
     else:

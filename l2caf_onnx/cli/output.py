@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,38 +17,38 @@ from l2caf_onnx.errors import InputError
 MANIFEST = "manifest.json"
 
 
-def claim(folder: Path, *, force: bool) -> Path:
-    """Make `folder` and see that it can be written to; what it holds is kept unless `force`.
+@contextmanager
+def staged(folder: Path, *, force: bool) -> Iterator[Path]:
+    """A folder to write into, whose files appear in `folder` when all went well, the manifest last; else nothing does.
 
     Raises:
-        InputError: it is a file, cannot be written to, or is not empty without `force`.
+        InputError: `folder` is a file, cannot be written to, or is not empty without `force`.
     """
     where = f"Folder {str(folder)!r}."
+    how = "Choose another one with -o."
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         filled = any(folder.iterdir())
     except (FileExistsError, NotADirectoryError) as e:
-        raise InputError("The output folder is a file.", where=where, how="Choose another one with -o.") from e
+        raise InputError("The output folder is a file.", where=where, how=how) from e
     except OSError as e:
-        raise InputError(
-            f"The output folder cannot be made: {e.strerror}.", where=where, how="Choose another one with -o."
-        ) from e
+        raise InputError(f"The output folder cannot be made: {e.strerror}.", where=where, how=how) from e
     if filled and not force:
-        raise InputError(
-            "The output folder is not empty.",
-            where=where,
-            how="Add --force to overwrite, or choose another one with -o.",
-        )
-    probe = folder / ".l2caf-probe"
+        raise InputError("The output folder is not empty.", where=where, how=f"Add --force to overwrite. {how}")
     try:
-        probe.touch()
-        probe.unlink()
-        (folder / MANIFEST).unlink(missing_ok=True)  # until all is written anew, nothing says that it is whole
+        stage = Path(tempfile.mkdtemp(dir=folder, prefix=".l2caf-"))
     except OSError as e:
-        raise InputError(
-            f"The output folder cannot be written to: {e.strerror}.", where=where, how="Choose another one with -o."
-        ) from e
-    return folder
+        raise InputError(f"The output folder cannot be written to: {e.strerror}.", where=where, how=how) from e
+    try:
+        yield stage
+        (folder / MANIFEST).unlink(missing_ok=True)  # while old and new files are mixed, nothing says that all is there
+        for file in sorted(stage.iterdir(), key=lambda f: (f.name == MANIFEST, f.name)):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def unused(stem: str) -> Path:

@@ -32,8 +32,8 @@ def remark(text: str) -> None:
 class Steps:
     """Work that is under way; `advance` after each step."""
 
-    def advance(self, what: str) -> None:
-        """One step is done; `what` comes next."""
+    def advance(self, what: str, count: int = 1) -> None:
+        """`count` steps are done, `what` the last of them."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def progress(title: str, total: int) -> Iterator[Steps]:
         task = bar.add_task(title, total=total)
 
         class Shown(Steps):
-            def advance(self, what: str) -> None:
-                bar.update(task, advance=1, description=what)
+            def advance(self, what: str, count: int = 1) -> None:
+                bar.update(task, advance=count, description=what)
 
         yield Shown()
