@@ -102,45 +102,6 @@ class Sphere:
         return draw.to(self.device).expand(shape).clone()
 
 
-def apply(activation: Tensor, filter: Tensor, *, batch_axis: int | None, spatial_axes: tuple[int, ...]) -> Tensor:
-    """A * f, with f shared by all channels.
-
-    Args:
-        activation: A, in any layout.
-        filter: f (N, *spatial); N = 1 serves a batch of any size.
-        batch_axis: The position in A of f's first axis; None where A has no batch, then N is 1.
-        spatial_axes: The positions in A of f's other axes, in f's order.
-
-    Returns:
-        A tensor of A's shape and type (f is rounded to it first, as the multiplication in the `.onnx` does).
-
-    Raises:
-        InputError: f does not fit A.
-    """
-    rank = activation.ndim
-    axes = [axis + rank if axis < 0 else axis for axis in spatial_axes]
-    values = filter
-    if batch_axis is not None:
-        axes = [batch_axis + rank if batch_axis < 0 else batch_axis, *axes]
-    elif filter.shape[0] == 1:
-        values = filter[0]
-    fits = values.ndim == len(axes) == len(set(axes)) and all(
-        size == activation.shape[axis] or (size == 1 and k == 0 and batch_axis is not None)
-        for k, (size, axis) in enumerate(zip(values.shape, axes, strict=True))
-    )
-    if not fits:
-        raise InputError(
-            f"A filter of shape {tuple(filter.shape)} does not fit an activation of shape {tuple(activation.shape)}.",
-            where=f"Batch axis {batch_axis}, spatial axes {spatial_axes}.",
-            how="Give one filter per sample with one value for each spatial cell.",
-        )
-    shape = [1] * rank
-    for size, axis in zip(values.shape, axes, strict=True):
-        shape[axis] = size
-    order = sorted(range(len(axes)), key=axes.__getitem__)
-    return activation * values.permute(order).reshape(shape).to(activation.dtype)
-
-
 def heatmap(filter: Tensor, size: tuple[int, ...], *, absolute: bool) -> tuple[Tensor, list[bool]]:
     """What a picture shows of a filter (N, *spatial) over an input of `size`: (N, *size) in [0, 1].
 

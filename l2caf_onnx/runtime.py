@@ -14,7 +14,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .errors import InputError, UnsupportedModelError
-from .graph.model import Model
+from .graph.model import NO_TENSORS, Model
+from .graph.nodes import walk
 from .records import TensorInfo
 
 Level = Literal["disable", "basic", "extended", "all"]
@@ -108,10 +109,12 @@ def check_feeds(model: Model, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
     for name in expected:
         if name not in feeds:
             raise InputError(f"The input {name!r} is missing.", where=where, how="Feed every input.")
-    arrays = {name: np.asarray(value) for name, value in feeds.items()}
+    arrays = {name: v if expected[name].dtype in NO_TENSORS else np.asarray(v) for name, v in feeds.items()}
     for name, array in arrays.items():
         info = expected[name]
-        if info.dtype not in ("?", "str", str(array.dtype)) and info.shape is not None:
+        if info.dtype in NO_TENSORS:
+            continue
+        if not (array.dtype.kind in "OSU" if info.dtype == "str" else info.dtype in ("?", str(array.dtype))):
             raise InputError(
                 f"The input {name!r} has type {array.dtype}; the model wants {info.dtype}.",
                 where=where,
@@ -138,17 +141,28 @@ def _signature(info: TensorInfo) -> str:
 
 def _refused(model: Model, error: Exception, what: str) -> UnsupportedModelError:
     """onnxruntime's exception as ours; it names the node in one of several phrases."""
-    text = str(error).strip().splitlines()[0]
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text)
-    found = re.search(r"(?:[Nn]ode|Node name|running \w+ node)[^'(]*[('. ]+(?:Name:)?'?([^')]+)[')]", text)
-    named = found.group(1) if found else None
-    node = next((n for n in model.proto.graph.node if n.name and n.name == named), None)
-    missing = re.search(r"implementation for ([\w.:]+)\((\d+)\)", text)
+    text = re.sub(r"/\S*onnxruntime/\S+:\d+ [^()]*\(.*?\) ", "", text)  # a place in its source
+    node, op, domain = _blamed(model, text)
     return UnsupportedModelError(
-        f"{what}: {text}.".replace("..", "."),
-        where=f"Model {model.name!r}" + (f", node {node.name!r} ({node.op_type})." if node is not None else "."),
+        f"{what}: {text.rstrip('.')}.",
+        where=f"Model {model.name!r}" + (f", node {node!r} ({op})." if node is not None else "."),
         how="Check that the model runs in onnxruntime by itself, with these inputs.",
-        node=named,
-        op=node.op_type if node is not None else (missing.group(1) if missing else None),
-        opset=model.opset(node.domain if node is not None else ""),
+        node=node,
+        op=op,
+        opset=model.opset(domain),
     )
+
+
+_NAMES_NODE = (r"In Node, \(\"(.+?)\",", r"Name:'(.+?)'", r"node with name '(.+?)'", r"[Nn]ode \((.+?)\)")
+
+
+def _blamed(model: Model, text: str) -> tuple[str | None, str | None, str]:
+    """(name, operator, domain) of the node that a message of onnxruntime is about; (None, None, "") if none is told."""
+    nodes = [(n.name, n.op_type, n.domain) for n in walk(model.proto.graph)]
+    unknown = re.search(r"([\w.]*):(\w+)\(-?\d+\) is not a registered", text)
+    if unknown:
+        return next((n for n in nodes if (n[2], n[1]) == unknown.groups()), (None, None, ""))
+    names = {found.group(1) for pattern in _NAMES_NODE for found in re.finditer(pattern, text)}
+    return next((n for n in nodes if n[0] in names), (None, None, ""))

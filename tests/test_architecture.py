@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -38,7 +39,9 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-BELOW_RENDER = names("inputs preprocess graph runtime filters objectives solvers tail attention batches query")
+BELOW_RENDER = names(
+    "inputs preprocess graph runtime filters objectives solvers tail attention explanation batches query"
+)
 REWRITES = names("graph/cut.py graph/insert.py graph/rewrite.py")
 ROOMS = {
     "errors": Room(0),
@@ -55,6 +58,7 @@ ROOMS = {
     "render": Room(3, packages=names("PIL matplotlib jinja2")),
     "query": Room(4, rooms=names("filters objectives solvers"), packages=names("torch")),
     "batches": Room(4, rooms=names("graph runtime")),
+    "explanation": Room(4, rooms=BELOW_RENDER - {"attention", "explanation"}, packages=names("torch")),
     "attention": Room(4, rooms=BELOW_RENDER - {"attention"}, packages=names("torch onnx")),
     "cli": Room(6, rooms=BELOW_RENDER | {"render"}, packages=names("typer rich"), later=names("PIL")),
     "__main__": Room(7, rooms=names("cli")),
@@ -168,7 +172,8 @@ def test_a_forbidden_import_is_seen(file: str, source: str, bad: bool) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_no_file_is_two_rooms(file: str) -> None:
-    assert len(FILES[file].read_text(encoding="utf-8").splitlines()) <= LONGEST
+    lines = FILES[file].read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGEST
 
 
 def loaded_after(code: str, *arguments: str) -> set[str]:
@@ -191,9 +196,6 @@ CLI = "from l2caf_onnx.cli import main; main()"
         ("import l2caf_onnx", []),
         ("from l2caf_onnx import L2cafError", []),
         (CLI, ["--help"]),
-        (CLI, ["--version"]),
-        (CLI, ["inspect", "--help"]),
-        (CLI, ["cut", "--help"]),
         (CLI, ["attend", "--help"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
@@ -238,7 +240,7 @@ def test_no_module_hides_a_public_function() -> None:
 
 
 # Of the fixed API: positional names, then keyword-only names with defaults ("" where there is none).
-SIGNATURES = {
+SIGNATURES: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "load": (("source",), {}),
     "breakpoints": (("model",), {}),
     "cut": (("model", "at", "to"), {}),
@@ -283,8 +285,8 @@ def test_records_have_the_fixed_fields() -> None:
         caf.Breakpoint: "name op_type shape layout bypass affine quantised",
         caf.Cut: "head tail at to bypass",
         caf.Parity: "tensor max_abs max_rel worst_index rtol atol ok provider level slope_rel findings",
-        caf.Attention: "filter heatmap loss evaluations radius target stop_reason solver parity proof certificate at to "
-        "objective constraint layout converter",
+        caf.Attention: "filter heatmap loss evaluations radius target stop_reason solver parity proof certificate at "
+        "to objective constraint layout converter",
     }
-    missing = {r.__name__: names(f) - set(r.__dataclass_fields__) for r, f in fixed.items()}
+    missing = {r.__name__: names(wanted) - {f.name for f in dataclasses.fields(r)} for r, wanted in fixed.items()}
     assert {k: v for k, v in missing.items() if v} == {}

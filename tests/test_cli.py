@@ -283,11 +283,11 @@ class TestAttend:
     def test_a_failed_proof_is_exit_code_1(
         self, command: Command, model: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from l2caf_onnx.attention import _Explanation
+        from l2caf_onnx.explanation import Explanation
 
-        real = _Explanation.onnx_outputs
+        real = Explanation.onnx_outputs
         monkeypatch.setattr(
-            _Explanation, "onnx_outputs", lambda self, f: {k: v * 1.01 for k, v in real(self, f).items()}
+            Explanation, "onnx_outputs", lambda self, f: {k: v * 1.01 for k, v in real(self, f).items()}
         )
         found = self.ask(command, model, photo, "--proof", "tail", "-o", "out")
         assert found.code == 1

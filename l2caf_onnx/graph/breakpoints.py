@@ -10,10 +10,10 @@ from math import prod
 from l2caf_onnx.errors import CutError, UnsupportedModelError
 from l2caf_onnx.records import Breakpoint, Shape, TensorInfo
 
-from .layout import axes, layouts
+from .layout import axes, check_layout, layouts
 from .model import Model
 from .paths import reaching
-from .quantised import scale_of
+from .quantised import scale_of, storable
 from .shapes import tensors
 from .static import constants, from_shapes_of_inputs
 
@@ -37,8 +37,8 @@ def _breakpoints(model: Model) -> tuple[Breakpoint, ...]:
         if name in live
         and name not in fixed
         and name in letters
-        and (infos[name].dtype in FLOATS or scale_of(model, name) is not None)
-        and _cells(infos[name], letters[name]) != 1
+        and _multipliable(model, infos[name])
+        and _has_cells(infos[name], letters[name])
     ]
     crossing = _crossing(model, names, live)
     return tuple(
@@ -54,13 +54,14 @@ def _breakpoints(model: Model) -> tuple[Breakpoint, ...]:
     )
 
 
-def check_breakpoint(model: Model, name: str) -> TensorInfo:
-    """The type and shape of `name`, if a filter can multiply it.
+def check_breakpoint(model: Model, name: str, layout: str | None = None) -> TensorInfo:
+    """The type and shape of `name`, if a filter can multiply it; `layout` where it is not to be found from the graph.
 
     Raises:
         TensorNotFoundError: there is no such tensor.
         CutError: a constant, an integer tensor that no scale describes, or fewer than two spatial cells.
         UnsupportedModelError: its type or rank cannot be told from the file.
+        InputError: the layout does not fit.
     """
     info = tensors(model)[model.require(name)]
     where = f"Tensor {name!r} ({model.op_of(name)}) of model {model.name!r}."
@@ -72,13 +73,13 @@ def check_breakpoint(model: Model, name: str) -> TensorInfo:
         raise UnsupportedModelError(
             what, where=where, how="Run onnx.shape_inference on the model, or choose a neighbour."
         )
-    if info.dtype not in FLOATS and scale_of(model, name) is None:
+    if not _multipliable(model, info):
         what = (
             f"This tensor holds {info.dtype} values that no scale and zero point describe: a filter cannot multiply it."
         )
         raise CutError(what, where=where, how=how)
-    letters = layouts(model).get(name)
-    if letters is None or _cells(info, letters) == 1:
+    letters = check_layout(layout, len(info.shape), name) if layout else layouts(model).get(name)
+    if letters is None or not _has_cells(info, letters):
         what = f"This tensor has fewer than two spatial cells (shape {_text(info.shape)}): a filter has no choice."
         raise CutError(what, where=where, how=how)
     return info
@@ -111,14 +112,17 @@ def _crossing(model: Model, names: list[str], live: frozenset[str]) -> dict[str,
     return {name: tuple(crossing) for name, crossing in found.items()}
 
 
-def _cells(info: TensorInfo, layout: str) -> int | None:
-    """Number of spatial cells; None where a spatial dimension is symbolic; 1 where there is no spatial axis."""
+def _multipliable(model: Model, info: TensorInfo) -> bool:
+    """Whether a filter can multiply it: floats, or integers that are quantised and can be quantised again."""
+    return info.dtype in FLOATS or (storable(model, info.dtype) and scale_of(model, info.name) is not None)
+
+
+def _has_cells(info: TensorInfo, layout: str) -> bool:
+    """Whether it has two spatial cells or more, as far as the file tells."""
     shape = info.shape or ()
     sizes = [shape[a] for a in axes(layout).spatial]
-    known = [s for s in sizes if isinstance(s, int)]
-    if len(known) == len(sizes):
-        return prod(known)
-    return None
+    known = prod(s for s in sizes if isinstance(s, int))
+    return known > 1 or (known == 1 and any(isinstance(s, str) for s in sizes))
 
 
 def _text(shape: Shape) -> str:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from l2caf_onnx.errors import CutError, InputError, TensorNotFoundError, UnsupportedModelError
 from l2caf_onnx.records import TensorInfo, write_atomic
 
 from .breakpoints import check_breakpoint
-from .model import Model
+from .model import NO_TENSORS, Model
 from .paths import reached, reaching
 from .shapes import tensors
 from .static import from_shapes_of_inputs
@@ -119,15 +118,15 @@ def extract(model: Model, inputs: Iterable[str], outputs: Iterable[str], *, name
     whole = model.cache.get("ir", lambda: to_ir(model))  # `extract` clones: the shared view stays as it is
     infos = tensors(model)
     graph = ir.convenience.extract(whole.graph, sources, targets)
+    for value in (*graph.inputs, *graph.outputs):
+        _declare(value, infos.get(str(value.name)))
     for value in graph.inputs:
-        if value.type is None and infos[str(value.name)].dtype == "?":
+        if value.type is None:
             raise UnsupportedModelError(
                 f"The type of {value.name!r}, which crosses the cut, cannot be told from the file.",
                 where=f"Model {model.name!r}.",
                 how="Run onnx.shape_inference on it, or cut elsewhere.",
             )
-    for value in (*graph.inputs, *graph.outputs):
-        _declare(value, infos.get(str(value.name)))
     part = ir.Model(graph, ir_version=whole.ir_version, producer_name="l2caf_onnx", functions=())
     return from_ir(part, model, name or model.name)
 
@@ -136,15 +135,24 @@ def _declare(value: ir.Value, info: TensorInfo | None) -> None:
     """Give an input or output the type and shape that are known of it; files without them are refused elsewhere."""
     if info is None:
         return
-    if value.type is None and info.dtype != "?":
-        value.type = ir.TensorType(ir.DataType.from_numpy(_numpy_type(info.dtype)))
-    if value.shape is None and info.shape is not None:
+    if value.type is None and info.dtype == "str":
+        value.type = ir.TensorType(ir.DataType.STRING)
+    elif value.type is None and info.dtype not in ("?", *NO_TENSORS):
+        value.type = ir.TensorType(ir.DataType.from_numpy(numpy_type(info.dtype)))
+    if value.type is not None and value.shape is None and info.shape is not None:
         value.shape = ir.Shape([d if isinstance(d, int) else (None if d == "?" else d) for d in info.shape])
 
 
 def to_ir(model: Model) -> ir.Model:
-    """A fresh onnx_ir view of `model`; external data stays on disk."""
-    whole = ir.from_proto(model.proto)
+    """A fresh onnx_ir view of `model`; external data stays on disk.
+
+    Raises:
+        UnsupportedModelError: onnx_ir cannot read it.
+    """
+    try:
+        whole = ir.from_proto(model.proto)
+    except (ir.serde.SerdeError, NotImplementedError) as e:
+        raise _unreadable(model, e) from e
     if model.base_dir is not None:
         ir.external_data.set_base_dir(whole.graph, model.base_dir)
     return whole
@@ -152,17 +160,35 @@ def to_ir(model: Model) -> ir.Model:
 
 def from_ir(part: ir.Model, origin: Model, name: str) -> Model:
     """A Model from onnx_ir; `origin` says where its external data lie."""
-    proto = ir.to_proto(part)
+    try:
+        proto = ir.to_proto(part)
+    except ir.serde.SerdeError as e:
+        raise _unreadable(origin, e) from e
     if not proto.graph.name:
         proto.graph.name = "graph"
     base_dir = origin.base_dir
     return Model(proto, base_dir=base_dir, name=name)
 
 
+def _unreadable(model: Model, error: Exception) -> UnsupportedModelError:
+    cause = error
+    while isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    return UnsupportedModelError(
+        f"The graph cannot be rewritten: {cause}.",
+        where=f"Model {model.name!r}.",
+        how="onnx.checker tells what is wrong with it.",
+    )
+
+
 def save(model: Model, path: Path) -> None:
     """Write `model` as a `.onnx` file; external data is copied beside it, a tensor at a time."""
     whole = to_ir(model)
     if model.has_external_data:
+        for node in ir.traversal.RecursiveGraphIterator(whole.graph):
+            for attribute in node.attributes.values():  # `ir.save` moves initialisers alone
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.tensor(attribute.value.numpy()))
         ir.save(whole, str(path), external_data=f"{path.name}.data")
     else:
         data = model.proto.SerializeToString()
@@ -173,7 +199,8 @@ def save(model: Model, path: Path) -> None:
         write_atomic(path, write)
 
 
-def _numpy_type(dtype: str) -> np.dtype[Any]:
+def numpy_type(dtype: str) -> np.dtype[Any]:
+    """The numpy type of that name, of those too that numpy itself has not."""
     import ml_dtypes
 
     return np.dtype(getattr(ml_dtypes, dtype, dtype))

@@ -13,11 +13,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from l2caf_onnx.errors import CutError, InputError
+from l2caf_onnx.records import TensorInfo
 
 from .breakpoints import FLOATS, check_breakpoint
-from .cut import from_ir, to_ir
+from .cut import from_ir, numpy_type, to_ir
 from .layout import Axes, axes, check_layout, layouts
-from .model import Model
+from .model import Model, dtype_name
+from .nodes import graphs_in, walk
 from .quantised import scale_of
 from .shapes import tensors
 
@@ -57,7 +59,7 @@ def insert_filter(model: Model, at: str, filter: NDArray[Any], *, layout: str | 
     if not np.isfinite(values).all():
         raise InputError("The filter holds NaN or infinity.", where=where, how="Find out where it comes from.")
     graph_model = to_ir(model)
-    name = _fresh("l2caf_filter", model)
+    name = _fresh("l2caf_filter_values", model)
     value = ir.Value(name=name, const_value=ir.tensor(broadcastable(values, places), name=name))
     graph_model.graph.register_initializer(value)
     _multiply(graph_model.graph, model, at, value)
@@ -65,7 +67,17 @@ def insert_filter(model: Model, at: str, filter: NDArray[Any], *, layout: str | 
 
 
 def open_filter(model: Model, at: str, *, layout: str) -> Model:
-    """`model` with a further float32 input `FILTER_INPUT` that multiplies `at`: one graph for every filter."""
+    """`model` with a further float32 input `FILTER_INPUT` that multiplies `at`: one graph for every filter.
+
+    Raises: as `insert_filter`.
+    """
+    check_breakpoint(model, at, layout)
+    if FILTER_INPUT in _taken(model):
+        raise InputError(
+            f"The model has a tensor {FILTER_INPUT!r} already.",
+            where=f"Model {model.name!r}.",
+            how="Break in the model as it was before a filter became an input of it.",
+        )
     graph_model = to_ir(model)
     letters = check_layout(layout, len(tensors(model)[at].shape or ()), at)
     places = axes(letters)
@@ -83,7 +95,7 @@ def broadcastable(filter: NDArray[np.float32], places: Axes) -> NDArray[np.float
 
 
 def _checked(model: Model, at: str, layout: str | None) -> tuple[str, str]:
-    info = check_breakpoint(model, at)
+    info = check_breakpoint(model, at, layout)
     where = f"Tensor {at!r} of model {model.name!r}."
     if any(o.name == at for o in model.outputs) and any(i.name == at for i in model.inputs):
         raise CutError(
@@ -108,20 +120,26 @@ def _multiply(graph: ir.Graph, model: Model, at: str, filter: ir.Value) -> None:
         nodes.append(node)
         return node.outputs[0]
 
+    def as_type(value: ir.Value, dtype: str) -> ir.Value:
+        return value if dtype == "float32" else step("Cast", [value], {"to": int(ir.DataType[_ir_name(dtype)])})
+
     if scale is not None:
-        parts: list[ir.Value | None] = [values[scale.scale], values[scale.zero_point] if scale.zero_point else None]
-        parts = parts if parts[1] is not None else parts[:1]
         axis = {"axis": scale.axis} if (model.opset() or 0) >= 13 else {}
-        product = step("Mul", [step("DequantizeLinear", [source, *parts], axis), filter])
+        step_size = _info(model, scale.scale)
+        zero = values[scale.zero_point] if scale.zero_point else None
+        if zero is None and info.dtype != "uint8":  # without one, QuantizeLinear writes uint8
+            zero = _zero_point(graph, model, step_size, info.dtype)
+        parts = [values[scale.scale], zero] if zero is not None else [values[scale.scale]]
+        product = step("DequantizeLinear", [source, *parts], axis)
+        reader = nodes[0]
+        product = step("Mul", [product, as_type(filter, step_size.dtype)])
         product = step("QuantizeLinear", [product, *parts], axis)
     else:
-        dtype = source.type.dtype if source.type is not None else ir.DataType[_ir_name(info.dtype)]
-        narrow = filter if dtype == ir.DataType.FLOAT else step("Cast", [filter], {"to": int(dtype)})
-        product = step("Mul", [source, narrow])
+        product = step("Mul", [source, as_type(filter, info.dtype)])
+        reader = nodes[-1]
     product.type, product.shape = source.type, source.shape
 
     is_output = any(value is source for value in graph.outputs)
-    reader = nodes[0]
     ir.convenience.replace_all_uses_with(source, product, replace_graph_outputs=is_output)
     reader.replace_input_with(0, source)
     if is_output and not source.is_graph_input():
@@ -141,9 +159,33 @@ def _ir_name(dtype: str) -> str:
     return {"float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper())
 
 
+def _info(model: Model, name: str) -> TensorInfo:
+    """Type and shape of a top-level tensor, made or stored."""
+    stored = model.initialisers.get(name)
+    if stored is None:
+        return tensors(model)[name]
+    return TensorInfo(name, dtype_name(stored.data_type), tuple(stored.dims))
+
+
+def _zero_point(graph: ir.Graph, model: Model, like: TensorInfo, dtype: str) -> ir.Value:
+    """A stored zero point of 0 beside the scale `like`."""
+    sizes = [d for d in like.shape or () if isinstance(d, int)]
+    name = _fresh("l2caf_zero_point", model)
+    value = ir.Value(name=name, const_value=ir.tensor(np.zeros(sizes, numpy_type(dtype)), name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def _taken(model: Model) -> set[str]:
+    """All names of tensors and nodes, those inside subgraphs too."""
+    names = {v.name for g in graphs_in(model.proto.graph) for v in (*g.input, *g.initializer)}
+    for node in walk(model.proto.graph):
+        names |= {node.name, *node.output}
+    return names
+
+
 def _fresh(stem: str, model: Model) -> str:
-    taken = set(model.names) | model.stored | {n.name for n in model.proto.graph.node}
-    name, count = stem, 0
+    taken, name, count = _taken(model), stem, 0
     while name in taken:
         count += 1
         name = f"{stem}_{count}"

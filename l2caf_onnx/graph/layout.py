@@ -22,14 +22,16 @@ _DEFAULT = {0: "", 1: "C", 2: "NC", 3: "NTC", 4: "NCHW", 5: "NCDHW"}
 _CHANNELS_SECOND = {
     "Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "MaxPool", "AveragePool", "LpPool",
     "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "BatchNormalization", "InstanceNormalization",
-    "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth", "MaxUnpool", "DeformConv",
+    "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth", "MaxUnpool", "DeformConv", "QLinearAveragePool",
+    "QLinearGlobalAveragePool",
 }  # fmt: skip
 _CHANNELS_LAST = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"}
 _KEEPS = {
     "Abs", "Add", "BiasGelu", "BitShift", "Cast", "Ceil", "Celu", "Clip", "Concat", "CumSum", "DequantizeLinear", "Div",
     "Dropout", "Elu", "Erf", "Exp", "FastGelu", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Hardmax", "Identity",
     "LeakyRelu", "Log", "LogSoftmax", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Pad", "Pow", "PRelu",
-    "QLinearAdd", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QuantizeLinear", "QuickGelu", "Reciprocal",
+    "QLinearAdd", "QLinearConcat", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QuantizeLinear", "QuickGelu",
+    "Reciprocal",
     "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Resize", "Round", "Selu", "Sigmoid", "Sign", "Slice",
     "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Upsample",
     "Where",
@@ -139,7 +141,7 @@ def _carried(node: onnx.NodeProto, layout: str | None, *, forward: bool) -> str 
     if node.op_type != "Transpose":
         return layout
     perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), list(range(len(layout)))[::-1])
-    if len(perm) != len(layout):
+    if sorted(perm) != list(range(len(layout))):
         return None
     if forward:
         return "".join(layout[p] for p in perm)

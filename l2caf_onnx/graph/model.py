@@ -18,36 +18,52 @@ from google.protobuf.message import DecodeError
 from l2caf_onnx.errors import InputError, TensorNotFoundError, UnsupportedModelError
 from l2caf_onnx.records import Shape, TensorInfo
 
-from .nodes import node_reads, subgraphs, walk
-from .validate import check_external_data, check_nodes, sorted_nodes
+from .dense import densify
+from .nodes import is_external, label, node_reads, stored_tensors, subgraphs, walk
+from .validate import check_external_data, check_inputs, check_nodes, check_text, sorted_nodes
 
 T = TypeVar("T")
 
-_CACHE_ENTRIES = 64
+NO_TENSORS = ("map", "opaque", "optional", "sequence", "sparse_tensor")  # what `TensorInfo.dtype` says of other types
+_PRODUCTS = range(4, 65)
+_BUDGET = 2**28  # bytes of weights in products; a cut and its sessions hold them about three times over
 
 
 class Cache:
-    """A bounded store of what was made from a Model (cuts, sessions, converted tails); it lives and dies with it."""
+    """What was made from a Model; it lives and dies with it.
 
-    def __init__(self, size: int = _CACHE_ENTRIES) -> None:
-        self._entries: OrderedDict[Hashable, object] = OrderedDict()
+    A key of one word is a fact about the Model (its layouts, its constants): small, and kept. Any other is a product
+    with weights in it (a cut, a session, a converted tail): the `size` that were used last are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._facts: dict[str, object] = {}
+        self._products: OrderedDict[Hashable, object] = OrderedDict()
         self._size = size
 
+    def __len__(self) -> int:
+        return len(self._facts) + len(self._products)
+
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The entry at `key`, made by `make` when it is not there; the least recently used one is dropped."""
-        if key not in self._entries:
-            self._entries[key] = make()
-        self._entries.move_to_end(key)
-        while len(self._entries) > self._size:
-            self._entries.popitem(last=False)
-        return self._entries[key] if key in self._entries else make()  # type: ignore[return-value]  # made by `make`
+        """The entry at `key`, made by `make` when it is not there."""
+        if isinstance(key, str):
+            if key not in self._facts:
+                self._facts[key] = make()
+            return self._facts[key]  # type: ignore[return-value]  # made by `make`
+        found = self._products[key] if key in self._products else make()  # `make` may itself ask for other products
+        self._products[key] = found
+        self._products.move_to_end(key)
+        while len(self._products) > self._size:
+            self._products.popitem(last=False)
+        return found  # type: ignore[return-value]  # as above
 
 
 class Model:
     """An ONNX model. Make one with `load`; treat `proto` as read-only.
 
     Attributes:
-        proto: The protobuf: nodes sorted, functions inlined, no initialiser among the inputs, external data not read.
+        proto: The protobuf: nodes sorted and named, functions inlined, no initialiser among the inputs, nothing sparse,
+            external data not read.
         base_dir: Where relative paths of external data start; None when nothing is external.
         name: What to call it in messages.
         cache: What was made from it.
@@ -57,7 +73,7 @@ class Model:
         self.proto = proto
         self.base_dir = base_dir
         self.name = name
-        self.cache = Cache()
+        self.cache = Cache(sorted((_PRODUCTS[0], _BUDGET // (proto.ByteSize() + 1), _PRODUCTS[-1]))[1])
 
     def __repr__(self) -> str:
         return f"<Model {self.name}: {len(self.proto.graph.node)} nodes, opset {self.opset()}>"
@@ -74,13 +90,13 @@ class Model:
 
     @cached_property
     def initialisers(self) -> dict[str, onnx.TensorProto]:
-        """Weights and other constants by name (dense ones)."""
+        """Weights and other constants by name."""
         return {t.name: t for t in self.proto.graph.initializer}
 
     @cached_property
     def stored(self) -> frozenset[str]:
-        """Names of all stored tensors, sparse ones included."""
-        return frozenset(self.initialisers) | {t.values.name for t in self.proto.graph.sparse_initializer}
+        """Names of all stored tensors."""
+        return frozenset(self.initialisers)
 
     @cached_property
     def producers(self) -> dict[str, int]:
@@ -109,7 +125,7 @@ class Model:
     @property
     def has_external_data(self) -> bool:
         """Whether some weights lie in files beside the model."""
-        return any(t.data_location == onnx.TensorProto.EXTERNAL for t in self.proto.graph.initializer)
+        return any(is_external(tensor) for _, tensor in stored_tensors(self.proto.graph))
 
     def opset(self, domain: str = "") -> int | None:
         """The imported version of a domain's operators; None when it is not imported."""
@@ -173,6 +189,9 @@ def load(source: str | Path | bytes | onnx.ModelProto | Model) -> Model:
     stored = {t.name for t in proto.graph.initializer}
     for value in [v for v in proto.graph.input if v.name in stored]:
         proto.graph.input.remove(value)
+    check_text(proto.graph, where)
+    check_inputs(proto.graph, where)
+    densify(proto.graph, where)
     external = check_external_data(proto, base_dir, where)
     order = sorted_nodes(proto.graph, where)
     if order is not None:
@@ -180,6 +199,8 @@ def load(source: str | Path | bytes | onnx.ModelProto | Model) -> Model:
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
     check_nodes(proto, where)
+    for node in walk(proto.graph):
+        node.name = label(node)  # onnxruntime's messages say which node by its name alone
     return Model(proto, base_dir=base_dir if external else None, name=name)
 
 

@@ -1,4 +1,4 @@
-"""Small questions about one node: what to call it, what it reads, which graphs it holds."""
+"""Small questions about one node: what to call it, what it reads, which graphs and weights it holds."""
 
 from __future__ import annotations
 
@@ -27,6 +27,29 @@ def walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         yield node
         for inner in subgraphs(node):
             yield from walk(inner)
+
+
+def graphs_in(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph itself and all graphs inside it."""
+    yield graph
+    for node in walk(graph):
+        yield from subgraphs(node)
+
+
+def stored_tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """All tensors stored in a graph and in the graphs inside it, named: initialisers, and attributes by their node."""
+    for inner in graphs_in(graph):
+        yield from ((tensor.name, tensor) for tensor in inner.initializer)
+        for node in inner.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR:
+                    yield label(node), attribute.t
+                yield from ((label(node), tensor) for tensor in attribute.tensors)
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether the tensor's values lie in a file of their own."""
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def node_reads(node: onnx.NodeProto) -> tuple[str, ...]:

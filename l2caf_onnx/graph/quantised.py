@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+
+import onnx
 
 from .model import Model
+from .shapes import tensors
 
 # Operator -> positions of its output's scale and zero point among its inputs.
 _OUTPUT_SCALE = {
@@ -21,6 +25,14 @@ _OUTPUT_SCALE = {
     "QLinearGlobalAveragePool": (3, 4),
     "QLinearConcat": (0, 1),
 }
+# Operator -> positions of its quantised inputs; scale and zero point follow each.
+_INPUTS = {
+    "DequantizeLinear": (0,),
+    **dict.fromkeys(["QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QGemm"], (0, 3)),
+    **dict.fromkeys(["QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"], (0,)),
+    **dict.fromkeys(["QLinearAveragePool", "QLinearGlobalAveragePool"], (0,)),
+    "QLinearConcat": tuple(range(2, 3000, 3)),
+}
 _KEEPS_SCALE = {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity", "Relu"}
 
 
@@ -33,23 +45,61 @@ class Scale:
     axis: int
 
 
+def storable(model: Model, dtype: str) -> bool:
+    """Whether QuantizeLinear of the model's opset can write that type."""
+    opset = model.opset() or 0
+    return opset >= 10 and (
+        dtype in ("int8", "uint8") or (opset >= 21 and dtype in ("int16", "uint16", "int4", "uint4"))
+    )
+
+
 def scale_of(model: Model, name: str) -> Scale | None:
-    """The scale of a quantised tensor; None where the graph does not give one."""
-    for index in model.consumers.get(name, ()):
-        node = model.proto.graph.node[index]
-        if node.op_type == "DequantizeLinear" and node.input[0] == name:
-            return Scale(node.input[1], node.input[2] if len(node.input) > 2 else "", _axis(node.attribute))
+    """The scale of a quantised tensor; None where the graph does not give one.
+
+    Those who read it are asked first: a tail has them too, but not what made the tensor.
+    """
+    return _by_readers(model, name) or _by_maker(model, name)
+
+
+def _by_readers(model: Model, name: str) -> Scale | None:
+    nodes = [model.proto.graph.node[i] for i in model.consumers.get(name, ())]
+    for node in nodes:
+        for position in _INPUTS.get(node.op_type, ()):
+            if position < len(node.input) and node.input[position] == name:
+                return _scale(node, position + 1, position + 2)
+    for node in nodes:
+        if node.op_type in _KEEPS_SCALE and node.input[0] == name:
+            found = _by_readers(model, node.output[0])
+            if found is not None and _is_single(model, found.scale):
+                return found
+    return None
+
+
+def _by_maker(model: Model, name: str) -> Scale | None:
     if name not in model.producers:
         return None
     node = model.proto.graph.node[model.producers[name]]
     if node.op_type in _OUTPUT_SCALE:
-        scale, zero = _OUTPUT_SCALE[node.op_type]
-        zero_point = node.input[zero] if len(node.input) > zero else ""
-        return Scale(node.input[scale], zero_point, _axis(node.attribute))
+        return _scale(node, *_OUTPUT_SCALE[node.op_type])
     if node.op_type in _KEEPS_SCALE and node.input:
-        return scale_of(model, node.input[0])
+        found = _by_maker(model, node.input[0])
+        if found is not None and _is_single(model, found.scale):
+            return found
     return None
 
 
-def _axis(attributes: object) -> int:
-    return next((int(a.i) for a in attributes if a.name == "axis"), 1)  # type: ignore[attr-defined]  # a protobuf container
+def _scale(node: onnx.NodeProto, scale: int, zero_point: int) -> Scale | None:
+    attributes = {a.name: int(a.i) for a in node.attribute}
+    if attributes.get("block_size") or len(node.input) <= scale or not node.input[scale]:
+        return None  # in blocks along an axis: the filtered tensor cannot be quantised alike
+    zero = node.input[zero_point] if len(node.input) > zero_point else ""
+    axis = attributes.get("axis", 1) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else 1
+    return Scale(node.input[scale], zero, axis)
+
+
+def _is_single(model: Model, name: str) -> bool:
+    """Whether that scale is one number for the whole tensor: only then do moved axes not matter."""
+    if name in model.initialisers:
+        return bool(prod(model.initialisers[name].dims) == 1)
+    info = tensors(model).get(name)
+    return info is not None and info.shape is not None and all(d == 1 for d in info.shape)

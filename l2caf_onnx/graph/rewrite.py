@@ -46,7 +46,8 @@ def bake(model: Model, values: Mapping[str, NDArray[Any]], sizes: Mapping[str, t
     known = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
     for name, array in values.items():
         old = known[name]
-        new = ir.Value(name=f"{name}/l2caf_baked", const_value=ir.tensor(array, name=f"{name}/l2caf_baked"))
+        old.name = f"{name}/l2caf_unbaked"  # the constant takes the name: it may be an output
+        new = ir.Value(name=name, const_value=ir.tensor(array, name=name))
         graph.register_initializer(new)
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     for value in graph.inputs:
@@ -88,13 +89,17 @@ def plain(model: Model) -> Plain:
         former[name] = str(value.name)
         value.name = name
 
-    stored = [(str(v.name), v) for v in graph.initializers.values()]
+    inner = list(graph.subgraphs())
+    stored = [(str(v.name), v) for g in (graph, *inner) for v in g.initializers.values()]
     for k, (_, value) in enumerate(stored):  # out of the way first: a new name must not meet a former one
         value.name = f"l2caf/{k}"
     for k, (old, value) in enumerate(stored):
         value.name, former[f"w{k}"] = f"w{k}", old
     for k, value in enumerate(graph.inputs):
         call(value, f"x{k}")
+    for k, subgraph in enumerate(inner):
+        for j, value in enumerate(subgraph.inputs):
+            call(value, f"s{k}_{j}")
     for k, node in enumerate(ir.traversal.RecursiveGraphIterator(graph)):
         label = node.name or str(node.outputs[0].name)
         node.name = f"n{k}_{node.op_type}"

@@ -49,7 +49,7 @@ def _decided(model: Model, sized: frozenset[str] | None) -> frozenset[str]:
         outputs = [o for o in node.output if o]
         reader = node.op_type in _SHAPE_READERS
         if (
-            all(r in (shapes if reader else values) for r in reads)
+            all(r in values or (reader and r in shapes) for r in reads)
             and node.op_type not in _RANDOM
             and not any(subgraphs(node))
         ):

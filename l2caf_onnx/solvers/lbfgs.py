@@ -81,7 +81,7 @@ class Lbfgs:
     first_angle: float = 0.3
     largest_angle: float = 1.2
     gradient_tolerance: float = 1e-4
-    loss_tolerance: float = 1e-5
+    loss_tolerance: float = 3e-5
     patience: int = 3
     decrease: float = 1e-4
     curvature: float = 0.9

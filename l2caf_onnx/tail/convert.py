@@ -23,12 +23,12 @@ from l2caf_onnx import runtime
 from l2caf_onnx.errors import InputError
 from l2caf_onnx.graph.insert import FILTER_INPUT
 from l2caf_onnx.graph.model import Model
-from l2caf_onnx.graph.paths import leads
 from l2caf_onnx.graph.rewrite import Plain, plain
 from l2caf_onnx.records import Parity
 
 from . import parity as judge
 from .fold import fold
+from .widen import widened, widened_arrays
 
 Arrays = Mapping[str, NDArray[Any]]
 Forward = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
@@ -44,16 +44,31 @@ class TorchTail(nn.Module):
         parity: Its agreement with onnxruntime on the example.
         reads: The inputs that it reads.
         writes: Its outputs.
+        narrow: Of a float16 model, which is computed in float32 (see widen.py): its float16 outputs. Else None.
     """
 
     parity: Parity
 
-    def __init__(self, inner: nn.Module, *, converter: str, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        *,
+        converter: str,
+        reads: tuple[str, ...],
+        writes: tuple[str, ...],
+        narrow: frozenset[str] | None = None,
+    ) -> None:
         super().__init__()
-        self.inner = inner.eval().requires_grad_(False)
+        self.inner = inner.requires_grad_(False)
         self.converter = converter
         self.reads = reads
         self.writes = writes
+        self.narrow = narrow
+        self.eval()
+
+    def train(self, mode: bool = True) -> TorchTail:
+        """Stay in evaluation mode whatever is asked: what is shared from the cache must remain the deployed model."""
+        return super().train(False)
 
     def forward(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         missing = [name for name in self.reads if name not in feeds]
@@ -63,9 +78,13 @@ class TorchTail(nn.Module):
                 where=f"This tail reads {', '.join(self.reads)}.",
                 how="Feed every input.",
             )
-        result = self.inner(*(feeds[name] for name in self.reads))
+        inputs = [feeds[name] for name in self.reads]
+        if self.narrow is not None:
+            inputs = [t.float() if t.dtype == torch.float16 else t for t in inputs]
+        result = self.inner(*inputs)
         values = list(result) if isinstance(result, (list, tuple)) else [result]
-        return dict(zip(self.writes, values, strict=True))
+        outputs = dict(zip(self.writes, values, strict=True))
+        return {k: v.half() if k in (self.narrow or ()) else v for k, v in outputs.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +128,8 @@ def to_torch(model: Model, example: Arrays, *, providers: Sequence[str] | None =
     """
     arrays = runtime.check_feeds(model, example)
     key = ("torch", tuple((n, a.shape, str(a.dtype)) for n, a in sorted(arrays.items())), tuple(providers or ()))
-    return model.cache.get(key, lambda: _to_torch(model, arrays, providers))
+    with torch.inference_mode(False):  # tensors made under it could never carry a gradient
+        return model.cache.get(key, lambda: _to_torch(model, arrays, providers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,59 +144,68 @@ class Attempt:
 def _to_torch(model: Model, example: Arrays, providers: Sequence[str] | None) -> TorchTail:
     from .culprit import blame
 
-    form = plain(fold(model, example))
+    expected = runtime.run(model, example, providers=providers)
+    half = uses_half(model)
+    source, given = (widened(model), widened_arrays(example)) if half else (model, example)
+    narrow = frozenset(k for k, v in expected.items() if v.dtype == np.float16) if half else None
+    form = replace(plain(fold(source, given)), outputs=tuple(o.name for o in model.outputs))
     attempts: list[Attempt] = []
     for converter in CHAIN:
         try:
-            tail = attempt(form, converter)
-            tail.parity = measure(model, tail, example, providers)
+            tail = attempt(form, converter, narrow=narrow)
+            tail.parity = measure(model, tail, example, expected, providers)
         except Exception as error:  # noqa: BLE001  # converters raise anything; the next is tried
             attempts.append(Attempt(converter, error, None))
             continue
         if tail.parity.ok:
             return tail
         attempts.append(Attempt(converter, None, tail.parity))
-    raise blame(model, form, example, attempts)
+    raise blame(model, form, given, attempts)
 
 
-def attempt(form: Plain, converter: Converter) -> TorchTail:
+def attempt(form: Plain, converter: Converter, *, narrow: frozenset[str] | None = None) -> TorchTail:
     """Convert; whatever the converter raises comes through."""
     proto = onnx.ModelProto()
     proto.CopyFrom(form.model.proto)  # converters change what they are given
     if form.model.base_dir is not None:
         onnx.external_data_helper.load_external_data_for_model(proto, str(form.model.base_dir))
-    with quiet():
+    with quiet(), _sober():
         inner = converter.convert(proto)
-    return TorchTail(inner, converter=converter.name, reads=form.inputs, writes=form.outputs)
+    return TorchTail(inner, converter=converter.name, reads=form.inputs, writes=form.outputs, narrow=narrow)
 
 
-def measure(model: Model, tail: TorchTail, example: Arrays, providers: Sequence[str] | None) -> Parity:
-    """Value and slope of `tail` against onnxruntime at reference semantics."""
-
-    def reference(feeds: Arrays) -> dict[str, NDArray[Any]]:
-        return runtime.run(model, feeds, providers=providers)
-
+def measure(
+    model: Model, tail: TorchTail, example: Arrays, expected: Arrays, providers: Sequence[str] | None
+) -> Parity:
+    """Value and slope of `tail` against onnxruntime at reference semantics; `expected` is what that returned."""
     tensors = {k: torch.from_numpy(np.array(v)) for k, v in example.items() if k in tail.reads}
     with torch.no_grad(), quiet():
         computed = {k: v.detach().cpu().numpy() for k, v in tail(tensors).items()}
+    half = tail.narrow is not None
     found = judge.compare(
-        reference(example),
+        expected,
         computed,
-        half=uses_half(model),
+        half=half,
         provider=runtime.session(model, providers=providers).get_providers()[0],
         level="disable",
     )
+    if half:
+        found = replace(found, findings=(*found.findings, "Float16 is computed in float32, the slope too."))
+    if not found.ok:
+        return found
     source = _moved(model, example, tail)
-    if not found.ok or source is None:
-        reason = "The slope is not judged: no floating-point input reaches an output."
-        return found if not found.ok else replace(found, findings=(*found.findings, reason))
-    if not leads(model, source, [o.name for o in model.outputs], avoiding=judge.lets_no_slope_through):
-        reason = "The slope is not judged: every path meets an operator that is constant between its steps."
+    reason = judge.unjudged(model, source, expected)
+    if source is None or reason:
         return replace(found, findings=(*found.findings, reason))
+
+    def reference(x: NDArray[Any]) -> Arrays:
+        feeds = {**example, source: x}
+        if half:
+            return runtime.run(widened(model), widened_arrays(feeds), providers=providers)
+        return runtime.run(model, feeds, providers=providers)
+
     with quiet():
-        relative = judge.slope(
-            lambda x: reference({**example, source: x}), lambda x: tail({**tensors, source: x}), example[source]
-        )
+        relative = judge.slope(reference, lambda x: tail({**tensors, source: x}), example[source])
     return replace(found, slope_rel=relative, ok=relative <= judge.SLOPE_RTOL)
 
 
@@ -191,8 +220,9 @@ def uses_half(model: Model) -> bool:
     half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     graph = model.proto.graph
     casts = (a.i for n in graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to")
+    stored = (a.t.data_type for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value")
     inputs = (v.type.tensor_type.elem_type for v in graph.input)
-    return any(kind in half for kind in (*(t.data_type for t in graph.initializer), *casts, *inputs))
+    return any(kind in half for kind in (*(t.data_type for t in graph.initializer), *stored, *casts, *inputs))
 
 
 @contextlib.contextmanager
@@ -206,3 +236,15 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+@contextlib.contextmanager
+def _sober() -> Iterator[None]:
+    """Converters make layers before they fill them in, with the caller's default type and random numbers."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
