@@ -251,6 +251,7 @@ def export_efficientnet(folder: Path) -> bytes:
 
 def place(path: Path, data: bytes) -> None:
     """Write the file whole or not at all, and the folders that it needs."""
+
     def write(stream: IO[bytes]) -> None:
         stream.write(data)
 

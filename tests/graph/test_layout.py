@@ -33,8 +33,8 @@ KERNEL = "float[4,3,1,1] k = {1,1,1,1,1,1,1,1,1,1,1,1}"
         ),
         pytest.param(
             f"g (float[N,3,8,8] x) => (y) <{KERNEL}, float[4] s = {{1,1,1,1}}, int64[3] f = {{0,4,64}}> "
-            "{ a = Conv (x, k) b = Reshape (a, f) c = Transpose <perm = [0,2,1]> (b) d = LayerNormalization (c, s) e = Relu (d) "
-            "y = MatMul (e, m) m = Transpose (e2) e2 = Constant <value = float[4,4] "
+            "{ a = Conv (x, k) b = Reshape (a, f) c = Transpose <perm = [0,2,1]> (b) d = LayerNormalization (c, s) "
+            "e = Relu (d) y = MatMul (e, m) m = Transpose (e2) e2 = Constant <value = float[4,4] "
             "{1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}> () }",
             {"x": "NCHW", "a": "NCHW", "d": "NTC", "c": "NTC", "e": "NTC", "y": "NTC"},
             id="tokens around LayerNormalization, back and on",
