@@ -37,7 +37,9 @@ class Stop:
     def __init__(self, model: Model, at: str, to: str | Sequence[str] | None, layout: str | None, asked: Plan) -> None:
         info = check_breakpoint(model, at)
         self.at = at
-        self.layout = check_layout(layout, len(info.shape or ()), at) if layout is not None else layouts(model)[at]
+        given = {at: check_layout(layout, len(info.shape or ()), at)} if layout is not None else None
+        self.layouts = layouts(model, given)
+        self.layout = self.layouts[at]
         self.axes: Axes = axes(self.layout)
         self.notes: tuple[str, ...] = ()
         targets = resolve_to(model, at, to)
@@ -232,7 +234,7 @@ class Explanation:
     def _picture_size(self) -> tuple[int, ...]:
         """The spatial size of the input that the model saw; the filter's own where no input has as many axes."""
         for info in self.model.inputs:
-            letters = layouts(self.model).get(info.name, "")
+            letters = self.stop.layouts.get(info.name, "")
             places = axes(letters).spatial
             if len(places) == len(self.spatial) and self.stop.at in reached(self.model, info.name):
                 return tuple(self.feeds[info.name].shape[a] for a in places)

@@ -6,6 +6,7 @@ along; element-wise operators keep them. What remains unknown takes the usual le
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -89,15 +90,17 @@ def check_layout(layout: str, rank: int, tensor: str) -> str:
     return letters
 
 
-def layouts(model: Model) -> dict[str, str]:
-    """The layout of every tensor whose rank is known."""
-    return model.cache.get("layouts", lambda: _layouts(model))
+def layouts(model: Model, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The layout of every tensor whose rank is known; `given` ones are taken as they are, and spread to neighbours."""
+    if given:
+        return _layouts(model, given)
+    return model.cache.get("layouts", lambda: _layouts(model, {}))
 
 
-def _layouts(model: Model) -> dict[str, str]:
+def _layouts(model: Model, given: Mapping[str, str]) -> dict[str, str]:
     infos = tensors(model)
     rank = {name: len(info.shape) for name, info in infos.items() if info.shape is not None}
-    found: dict[str, str] = {}
+    found: dict[str, str] = dict(given)
 
     def settle(name: str, layout: str | None) -> None:
         if layout is not None and name not in found and rank.get(name) == len(layout):

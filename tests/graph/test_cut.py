@@ -214,9 +214,7 @@ def test_efficientnet_at_every_breakpoint(efficientnet: caf.Model, chelsea: Arra
     assert {282, 285} >= {int(k) for k in whole["logits"].argmax(1)}  # tiger cat, Egyptian cat
     stops = caf.breakpoints(model)
     for stop in stops:
-        c = assert_rejoins(model, stop, feeds, whole)
-        c.head.cache.clear()
-        c.tail.cache.clear()
+        assert_rejoins(model, stop, feeds, whole)
     assert len(stops) == 92
 
 
