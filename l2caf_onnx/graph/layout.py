@@ -111,17 +111,25 @@ def _layouts(model: Model, given: Mapping[str, str]) -> dict[str, str]:
         if node.op_type in _CHANNELS_SECOND and node.input:
             for name in (node.input[0], node.output[0]):
                 settle(name, _channels_second(rank.get(name, 0)))
-        elif node.op_type in _CHANNELS_LAST and rank.get(node.input[0], 0) in (3, 4):
-            settle(node.output[0], "NTC" if rank[node.input[0]] == 3 else "NHWC")
-    for _ in range(2):
-        for node in nodes:
-            for source, target in _links(node):
-                settle(target, _carried(node, found.get(source), forward=True))
-        for node in reversed(nodes):
-            for source, target in _links(node):
-                settle(source, _carried(node, found.get(target), forward=False))
+        elif node.op_type in _CHANNELS_LAST and _over_the_last_axis(node, rank.get(node.input[0], 0)):
+            for name in (node.input[0], node.output[0]):
+                settle(name, {3: "NTC", 4: "NHWC"}.get(rank.get(name, 0)))
+
+    def spread() -> None:
+        for _ in range(2):
+            for node in nodes:
+                for source, target in _links(node):
+                    settle(target, _carried(node, found.get(source), forward=True))
+            for node in reversed(nodes):
+                for source, target in _links(node):
+                    settle(source, _carried(node, found.get(target), forward=False))
+
+    spread()
+    for info in model.inputs:
+        settle(info.name, _guess(info))
+    spread()
     for name, r in rank.items():
-        settle(name, _guess(infos[name], r))
+        settle(name, _DEFAULT.get(r))
     return found
 
 
@@ -158,8 +166,13 @@ def _channels_second(rank: int) -> str | None:
     return f"NC{_SPACE[rank - 2]}" if rank - 2 in _SPACE else None
 
 
-def _guess(info: TensorInfo, rank: int) -> str | None:
+def _over_the_last_axis(node: onnx.NodeProto, rank: int) -> bool:
+    return next((a.i for a in node.attribute if a.name == "axis"), -1) in (-1, rank - 1)
+
+
+def _guess(info: TensorInfo) -> str | None:
+    """NHWC for an input that has the shape of pictures with their colours last, as TensorFlow feeds them."""
     shape = info.shape or ()
-    if rank == 4 and shape[-1] in (1, 3, 4) and shape[1] not in (1, 3, 4):
-        return "NHWC"
-    return _DEFAULT.get(rank)
+    if len(shape) != 4 or shape[3] not in (1, 3) or shape[1] in (1, 3):
+        return None
+    return "NHWC" if all(isinstance(side, str) or side >= 8 for side in shape[1:3]) else None
