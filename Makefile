@@ -27,8 +27,9 @@ print(hashlib.sha256(open("pyproject.toml", "rb").read()).hexdigest())'); \
 		echo "$$digest" > $(STAMP); \
 	fi
 
-models: venv  ## fetch the real models and photos into models/ (what is there already is only checked)
+models: venv  ## fetch the real models and photos into models/ and quantise one (what is there is only checked)
 	@$(BIN)/python scripts/fetch_models.py
+	@$(BIN)/python scripts/quantise.py
 
 demo: models  ## explain a photo of a cat, into demo/
 	$(BIN)/l2caf-onnx attend models/efficientnet-lite0.onnx models/photos/chelsea.png --at $(DEMO_AT) \

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from . import objectives, runtime
 from .batches import batches, joined
 from .errors import InputError
-from .explanation import Explanation, Stop
+from .explanation import Explanation
 from .graph.cut import extract
+from .graph.half import uses_half
 from .graph.model import Model, load
 from .graph.shapes import tensors
 from .query import Plan, Target, plan
 from .records import Attention
-from .tail.convert import uses_half
+from .stop import Stop
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -52,6 +53,7 @@ def attend(  # type: ignore[misc]
     preset: str | None = None,
     layout: str | None = None,
     proof: str = "tail",
+    ort_level: str = "disable",
     device: str = "cpu",
     batch_size: int | None = None,
     providers: Sequence[str] | None = None,
@@ -69,11 +71,15 @@ def attend(  # type: ignore[misc]
             (the paper's: other logits minus the target's). None: "target" with a target, else "outputs".
         constraint: "l2", ||f|| = rho sqrt(cells), the only one yet.
         radius: rho, or "unit" for the paper's norm 1; None: 0.5 ("unit" with the preset).
-        solver: "lbfgs", or the authors' loops "sgd" and "adam"; "auto": lbfgs ("sgd" with the preset).
+        solver: "lbfgs", the authors' loops "sgd" and "adam", or "blackbox", which needs no gradient; "auto": lbfgs
+            ("sgd" with the preset), and blackbox where no converter agrees with onnxruntime or has a gradient.
         preset: "paper": all as the authors had it, and the map shows |f| in place of max(f, 0).
-        layout: One letter for each axis of `at`; None: found from the graph.
+        layout: One letter for each axis of `at`, and the grid of tokens in brackets, as in "NTC[1+14x14]" (one class
+            token before it) or "NTC[]" (none); None, or without brackets: found from the graph.
         proof: "tail": onnxruntime runs the filtered tail on the recorded activations; "model": the whole filtered
             `.onnx` too.
+        ort_level: The optimisation level at which you deploy ("basic", "extended", "all"): the whole filtered model is
+            run there too, and how far it is from the answer is reported as `deployed`.
         device: "cpu" or "cuda", for the tail.
         batch_size: Samples at once; None: at most 16.
         providers: onnxruntime's execution providers; None: the CPU (CUDA's too where `device` is "cuda").
@@ -91,7 +97,7 @@ def attend(  # type: ignore[misc]
     loaded = load(model)
     asked = plan(
         target=target, objective=objective, constraint=constraint, radius=radius, solver=solver, preset=preset,
-        proof=proof, seed=seed,
+        proof=proof, ort_level=ort_level, seed=seed,
     )  # fmt: skip
     names = (at,) if isinstance(at, str) else tuple(at)
     if not names:
@@ -99,7 +105,8 @@ def attend(  # type: ignore[misc]
     where = _device(device)
     if providers is None and where.type == "cuda":
         providers = [p for p in ("CUDAExecutionProvider",) if p in runtime.check_providers(None) or True]
-    stops = [Stop(loaded, name, to, layout, asked) for name in names]
+    fed = {name: np.shape(array) for name, array in feeds.items()}
+    stops = [Stop(loaded, name, to, layout, asked, fed) for name in names]
     with torch.inference_mode(False):
         parts = [
             _explain_batch(loaded, batch, stops, asked, picked, where, providers)

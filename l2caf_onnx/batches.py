@@ -28,7 +28,7 @@ def batches(
 
     Args:
         model: Whose inputs they are; a fixed batch decides the size of the pieces.
-        feeds: Arrays by input name, samples along the batch axis.
+        feeds: Arrays by input name, samples along the batch axis (the second of TNC).
         target: None, "top1", one class for all samples or one a sample.
         batch_size: Samples in a piece, where the model leaves it open.
 
@@ -40,14 +40,16 @@ def batches(
     arrays = {name: np.asarray(value) for name, value in feeds.items()}
     for name, array in arrays.items():
         refuse_nan(name, array, "the input")
-    batched = [
-        i
+    axis = {
+        i.name: _batch_axis(model, i.name)
         for i in model.inputs
-        if i.name in arrays and i.shape and arrays[i.name].ndim == len(i.shape) and _leads_batch(model, i.name)
-    ]
-    total = arrays[batched[0].name].shape[0] if batched else 1
-    batched = [i for i in batched if arrays[i.name].shape[0] == total]
-    fixed = next((i.shape[0] for i in batched if i.shape and isinstance(i.shape[0], int)), None)
+        if i.name in arrays and i.shape and arrays[i.name].ndim == len(i.shape)
+    }
+    batched = [i for i in model.inputs if axis.get(i.name, -1) >= 0]
+    total = arrays[batched[0].name].shape[axis[batched[0].name]] if batched else 1
+    batched = [i for i in batched if arrays[i.name].shape[axis[i.name]] == total]
+    declared = [i.shape[axis[i.name]] for i in batched if i.shape]
+    fixed = next((size for size in declared if isinstance(size, int)), None)
     if total == 0:
         raise InputError("The batch is empty.", where=f"Input {batched[0].name!r}.", how="Feed one sample at least.")
     step = min(total, batch_size or _LARGEST_BATCH)
@@ -61,13 +63,15 @@ def batches(
         )
     for start in range(0, total, step):
         piece = slice(start, start + step)
-        part = {n: a[piece] if any(i.name == n for i in batched) else a for n, a in arrays.items()}
+        cuts = {i.name: (*[slice(None)] * axis[i.name], piece) for i in batched}
+        part = {n: a[cuts[n]] if n in cuts else a for n, a in arrays.items()}
         own = target[piece] if isinstance(target, tuple) and len(target) > 1 else target
         yield runtime.check_feeds(model, part), own
 
 
-def _leads_batch(model: Model, name: str) -> bool:
-    return layouts(model).get(name, "").startswith("N")
+def _batch_axis(model: Model, name: str) -> int:
+    """Where an input holds its samples; -1 where it has no such axis."""
+    return layouts(model).get(name, "").find("N")
 
 
 def refuse_nan(name: str, array: NDArray[Any], what: str) -> None:
@@ -82,7 +86,7 @@ def refuse_nan(name: str, array: NDArray[Any], what: str) -> None:
 
 
 def stacked(model: Model, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Arrays:
-    """Feeds of several samples as one batch: inputs that lead with the batch are concatenated, others must be equal.
+    """Feeds of several samples as one batch: inputs with a batch axis are concatenated, others must be equal.
 
     Raises:
         InputError: an input without a batch axis differs among the samples.
@@ -91,8 +95,9 @@ def stacked(model: Model, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Arrays
         return dict(feeds[0])
     joined: Arrays = {}
     for name, array in feeds[0].items():
-        if _leads_batch(model, name):
-            joined[name] = np.concatenate([f[name] for f in feeds])
+        axis = _batch_axis(model, name)
+        if axis >= 0:
+            joined[name] = np.concatenate([f[name] for f in feeds], axis=axis)
         elif all(np.array_equal(f[name], array) for f in feeds):
             joined[name] = array
         else:
@@ -136,10 +141,17 @@ def joined(parts: Sequence[Attention]) -> Attention:
         radius=np.concatenate([p.radius for p in parts]),
         target=None if first.target is None else tuple(t for p in parts for t in p.target or ()),
         stop_reason=tuple(s for p in parts for s in p.stop_reason),
-        parity=worst_of([p.parity for p in parts]),
+        parity=_worst_or_none([p.parity for p in parts]),
+        deployed=_worst_or_none([p.deployed for p in parts]),
         proof=worst_of([p.proof for p in parts]),
         notes=tuple(dict.fromkeys(n for p in parts for n in p.notes)),
     )
+
+
+def _worst_or_none(found: Sequence[Parity | None]) -> Parity | None:
+    """None where some part has none."""
+    there = [p for p in found if p is not None]
+    return worst_of(there) if len(there) == len(found) else None
 
 
 def worst_of(found: Sequence[Parity]) -> Parity:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast, get_args
 
 from . import objectives, solvers
 from .errors import InputError, SolverError
 from .filters import parse_radius
+from .runtime import Level
 
 Target = int | str | Sequence[int]
 
@@ -27,8 +29,10 @@ class Plan:
         constraint: The set that the filter lives on.
         radius: rho, or "unit".
         solver: How it is minimised.
+        fallback: What is used where there is no gradient to be had; None: nothing, `solver` was asked for by name.
         absolute: Whether the map shows |f| (the paper's) or max(f, 0).
         proof: "tail" or "model".
+        level: onnxruntime's optimisation level at which the model is deployed; "disable" is the reference itself.
         seed: Of every random choice.
     """
 
@@ -36,9 +40,11 @@ class Plan:
     objective: objectives.Objective
     constraint: str
     radius: float | str
-    solver: solvers.Solver
+    solver: solvers.Solver | solvers.Blackbox
+    fallback: solvers.Blackbox | None
     absolute: bool
     proof: str
+    level: Level
     seed: int
 
     def rho(self, cells: int) -> float:
@@ -67,6 +73,7 @@ def plan(
     solver: str = "auto",
     preset: str | None = None,
     proof: str = "tail",
+    ort_level: str = "disable",
     seed: int = 0,
 ) -> Plan:
     """Fill in what the user left open; what is given wins over the preset, and that over the defaults.
@@ -100,8 +107,13 @@ def plan(
     if radius is None:
         radius = "unit" if paper else DEFAULT_RADIUS
     parse_radius(radius, 4)  # whether it is one at all does not depend on the number of cells
+    fallback = solvers.Blackbox() if solver == "auto" else None
     if solver == "auto":
         solver = "sgd" if paper else "lbfgs"
+    if ort_level not in get_args(Level):
+        raise InputError(
+            f"There is no optimisation level {ort_level!r}.", how=f"Choose one of {', '.join(get_args(Level))}."
+        )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"The seed {seed!r} cannot be used.", how="Give a whole number from 0.")
     return Plan(
@@ -110,8 +122,10 @@ def plan(
         constraint=constraint,
         radius=radius,
         solver=solvers.resolve(solver),
+        fallback=fallback,
         absolute=paper,
         proof=proof,
+        level=cast(Level, ort_level),
         seed=seed,
     )
 

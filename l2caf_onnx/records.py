@@ -46,6 +46,7 @@ class Breakpoint:
         op_type: The operator that makes it, or "Input" for a graph input.
         shape: Dimensions, symbolic ones as str.
         layout: One letter an axis, such as "NCHW": N batch, C channel, the others spatial.
+        grid: Of tokens that stand for the cells of a grid, which: "14x14", or "1+14x14" after one class token; else "".
         bypass: The other tensors that cross the cut there, held at their recorded values; empty for a clean cut.
         affine: Whether every operator from here to the outputs is affine in this tensor; None where not yet judged.
         quantised: Whether it holds quantised integers whose scale and zero point the graph gives.
@@ -56,6 +57,7 @@ class Breakpoint:
     shape: Shape
     layout: str
     bypass: tuple[str, ...]
+    grid: str = ""
     affine: bool | None = None
     quantised: bool = False
 
@@ -101,10 +103,10 @@ class Attention:
     """Which cells of the tensor `at` decide what arrives at `to`, for each of N samples, with its proof.
 
     Attributes:
-        filter: (N, *spatial) float32, on the constraint set.
+        filter: (N, *spatial) float32, on the constraint set; (N, H, W) for tokens that form a grid.
         heatmap: (N, *input spatial) float32 in [0, 1], what a picture of it shows.
         loss: (N,) the objective at `filter`.
-        evaluations: (N,) how often the tail was evaluated with gradient.
+        evaluations: (N,) how often the tail was evaluated with gradient; by the solver blackbox, how often it was run.
         radius: (N,) norm of the filter divided by sqrt(cells), rho.
         target: N class indices, or None.
         stop_reason: N sentences, why the solver stopped.
@@ -113,11 +115,14 @@ class Attention:
         objective: The objective's name.
         constraint: The constraint's name.
         layout: The axes of `at`, one letter each.
+        grid: Of tokens that stand for the cells of a grid, which: "14x14", or "1+14x14" after one class token; else "".
         solver: The solver that ran; never "auto".
-        converter: What turned the tail into torch.
-        parity: Agreement of the torch tail with onnxruntime.
+        converter: What turned the tail into torch; "" for the solver blackbox.
+        parity: Agreement of the torch tail with onnxruntime; None for the solver blackbox.
         proof: Agreement of the filtered torch tail with onnxruntime running the filtered `.onnx`.
         proof_kind: "tail" (the tail on recorded activations) or "model" (also the whole filtered model).
+        deployed: Agreement with the whole filtered model at the optimisation level asked for (`ort_level`), which is
+            reported, not judged; None where that is the reference, "disable".
         certificate: Proof of optimality; None, as no present solver can give one.
         seed: Of every random choice.
         notes: Sentences that the user should read, such as an output replaced by its logits.
@@ -137,9 +142,11 @@ class Attention:
     layout: str
     solver: str
     converter: str
-    parity: Parity
+    parity: Parity | None
     proof: Parity
     proof_kind: str
+    deployed: Parity | None = None
+    grid: str = ""
     certificate: None = None
     seed: int = 0
     notes: tuple[str, ...] = ()

@@ -40,9 +40,10 @@ def names(text: str) -> frozenset[str]:
 
 
 BELOW_RENDER = names(
-    "inputs preprocess graph runtime filters objectives solvers tail attention explanation batches query"
+    "inputs preprocess graph agreement runtime filters objectives solvers tail attention explanation opened stop "
+    "batches query"
 )
-REWRITES = names("graph/cut.py graph/insert.py graph/rewrite.py")
+REWRITES = names("graph/cut.py graph/insert.py graph/rewrite.py graph/surgeon.py graph/unroll.py graph/sequences.py")
 ROOMS = {
     "errors": Room(0),
     "records": Room(0),
@@ -50,14 +51,19 @@ ROOMS = {
     "inputs": Room(0, rooms=names("preprocess"), packages=names("PIL"), later=names("onnx")),
     # protobuf and ml_dtypes come with onnx: its exceptions, its types
     "graph": Room(1, packages=names("onnx onnx_ir google ml_dtypes"), only={"onnx_ir": REWRITES}),
+    "agreement": Room(2),
     "runtime": Room(2, rooms=names("graph"), packages=names("onnxruntime")),
     "filters": Room(2, packages=names("torch")),
     "objectives": Room(2, packages=names("torch")),
     "solvers": Room(2, rooms=names("filters"), packages=names("torch")),
-    "tail": Room(3, rooms=names("graph runtime"), packages=names("torch torchvision onnx onnx2torch onnx2pytorch")),
+    "tail": Room(
+        3, rooms=names("graph runtime agreement"), packages=names("torch torchvision onnx onnx2torch onnx2pytorch")
+    ),
     "render": Room(3, packages=names("PIL matplotlib jinja2")),
-    "query": Room(4, rooms=names("filters objectives solvers"), packages=names("torch")),
+    "query": Room(4, rooms=names("runtime filters objectives solvers"), packages=names("torch")),
     "batches": Room(4, rooms=names("graph runtime")),
+    "stop": Room(4, rooms=names("graph query")),
+    "opened": Room(4, rooms=names("graph runtime filters batches query stop"), packages=names("torch")),
     "explanation": Room(4, rooms=BELOW_RENDER - {"attention", "explanation"}, packages=names("torch")),
     "attention": Room(4, rooms=BELOW_RENDER - {"attention"}, packages=names("torch onnx")),
     "cli": Room(6, rooms=BELOW_RENDER | {"render"}, packages=names("typer rich"), later=names("PIL")),

@@ -14,6 +14,7 @@ from torch import nn
 
 import l2caf_onnx as caf
 from l2caf_onnx.tail import convert
+from tests.conftest import VIT, weighted
 
 SOLVERS = ("lbfgs", "adam", "sgd")
 Arrays = Mapping[str, NDArray[Any]]
@@ -129,9 +130,72 @@ def test_layouts(sizes: str, means: str, shape: tuple[int, ...], layout: str, sp
     assert a.proof.ok
 
 
+@pytest.mark.parametrize(
+    ("at", "layout", "options", "filter", "heatmap"),
+    [
+        ("s", "NTC", {}, (4, 4), (8, 8)),
+        ("s", "NTC", {"layout": "NTC[]"}, (17,), (17,)),
+        ("s", "NTC", {"layout": "NTC[1+2x8]"}, (2, 8), (8, 8)),
+        ("kt", "NGCT", {}, (4, 4), (8, 8)),
+        ("a", "NGTS", {}, (17, 17), (17, 17)),  # query x key is no picture, though it has two axes too
+    ],
+)
+def test_tokens_of_a_grid_are_a_picture(
+    at: str, layout: str, options: dict[str, Any], filter: tuple[int, ...], heatmap: tuple[int, ...]
+) -> None:
+    model, feeds = weighted(VIT), picture(2, 3, 8, 8)
+    a = caf.attend(model, feeds, at=at, target=1, proof="model", **options)
+    assert (a.layout, a.filter.shape, a.heatmap.shape) == (layout, (2, *filter), (2, *heatmap))
+    assert a.proof.ok
+    assert a.parity is not None
+    assert a.parity.ok
+    assert a.grid == ("" if filter[0] == 17 else "1+" + "x".join(map(str, filter)))
+    assert any("class" in note and a.grid in note for note in a.notes) == bool(a.grid)
+    spec = options.get("layout")
+    scores = caf.run(caf.insert_filter(model, at, a.filter, layout=spec), feeds)["y"]
+    np.testing.assert_allclose(a.loss, -scores[:, 1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_grid_of_open_sizes() -> None:
+    model = weighted(VIT.replace("float[N,3,8,8] x", "float[N,3,h,w] x"))
+    a = caf.attend(model, picture(2, 3, 8, 8), at="u", to="z", proof="model")
+    assert (a.filter.shape, a.heatmap.shape, a.proof.ok) == ((2, 4, 4), (2, 8, 8), True)
+
+
+def test_behind_the_last_attention_only_the_class_token_is_read() -> None:
+    with pytest.raises(caf.SolverError, match=r"tail is dead.*class token.*break before the last attention"):
+        caf.attend(weighted(VIT), picture(1, 3, 8, 8), at="r")
+
+
+def test_a_grid_that_is_not_of_that_tensor() -> None:
+    with pytest.raises(caf.InputError, match=r"9 tokens; the tensor has 17"):
+        caf.attend(weighted(VIT), picture(1, 3, 8, 8), at="s", layout="NTC[3x3]")
+
+
+@pytest.mark.parametrize("at", ["x", "b", "d"])
+def test_recurrent_nets_have_the_batch_in_the_middle(at: str) -> None:
+    """Samples are taken along the second axis; each alone gives what it gives among others."""
+    model = weighted(
+        "g (float[9,N,3] x) => (float[N,8] y) <float[2,16,3] w, float[2,16,4] r, int64[3] joined = {0,0,-1}> "
+        '{ a = Neg (x) b = LSTM <hidden_size = 4, direction = "bidirectional"> (a, w, r) '
+        "c = Transpose <perm = [0,2,1,3]> (b) d = Reshape (c, joined) y = ReduceMean <axes = [0], keepdims = 0> (d) }"
+    )
+    feeds = picture(9, 3, 3)
+    a = caf.attend(model, feeds, at=at, target=[0, 1, 2], proof="model")
+    assert a.filter.shape == a.heatmap.shape == (3, 9)
+    assert a.layout == {"x": "TNC", "b": "TGNC", "d": "TNC"}[at]
+    assert a.proof.ok
+    for i in range(3):
+        single = caf.attend(model, {"x": feeds["x"][:, i : i + 1]}, at=at, target=i, batch_size=1)
+        assert single.loss[0] == pytest.approx(a.loss[i], rel=1e-3, abs=1e-6)
+    one_by_one = caf.attend(model, feeds, at=at, target=[0, 1, 2], batch_size=1)
+    np.testing.assert_allclose(one_by_one.loss, a.loss, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("proof", ["tail", "model"])
 def test_proof_and_parity_are_in_every_result(proof: str) -> None:
     a = caf.attend(network(DEEP), picture(2, 3, 6, 6), at="c", proof=proof)
+    assert a.parity is not None
     for found in (a.parity, a.proof):
         assert found.ok
         assert found.max_rel <= found.rtol == 1e-4
@@ -216,8 +280,13 @@ def test_a_zero_gradient_where_onnxruntime_moves_is_the_converters_fault(monkeyp
     real = convert.CHAIN[0]
     deaf = convert.Converter("deaf", lambda proto: _Deaf(real.convert(proto)))
     monkeypatch.setattr(convert, "CHAIN", (deaf,))
+    feeds = {"x": picture(1, 3, 6, 6)["x"] / 10}
     with pytest.raises(caf.ParityError, match="zero gradient"):
-        caf.attend(network(DEEP), {"x": picture(1, 3, 6, 6)["x"] / 10}, at="s", radius=0.05)
+        caf.attend(network(DEEP), feeds, at="s", radius=0.05, solver="lbfgs")
+    found = caf.attend(network(DEEP), feeds, at="s", radius=0.05)  # left to choose, it goes on without a gradient
+    assert (found.solver, found.converter, found.parity) == ("blackbox", "", None)
+    assert found.proof.ok
+    assert any("zero gradient" in note for note in found.notes)
 
 
 BAD: dict[str, tuple[dict[str, Any], type[caf.L2cafError], str]] = {

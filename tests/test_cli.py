@@ -283,17 +283,28 @@ class TestAttend:
     def test_a_failed_proof_is_exit_code_1(
         self, command: Command, model: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from l2caf_onnx.explanation import Explanation
+        from l2caf_onnx.opened import Opened
 
-        real = Explanation.onnx_outputs
-        monkeypatch.setattr(
-            Explanation, "onnx_outputs", lambda self, f: {k: v * 1.01 for k, v in real(self, f).items()}
-        )
-        found = self.ask(command, model, photo, "--proof", "tail", "-o", "out")
+        real = Opened.outputs
+        monkeypatch.setattr(Opened, "outputs", lambda self, f: {k: v * 1.01 for k, v in real(self, f).items()})
+        found = self.ask(command, model, photo, "--proof", "tail", "--solver", "lbfgs", "-o", "out")
         assert found.code == 1
         assert "FAILED" in found.out
         assert "confirm" in found.err
         assert json.loads(Path("out/manifest.json").read_text())["results"][0]["proof"]["ok"] is False
+
+    def test_where_the_solver_is_ours_to_choose_a_failed_proof_leads_to_forward_runs(
+        self, command: Command, model: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from l2caf_onnx.opened import Opened
+
+        real = Opened.outputs
+        monkeypatch.setattr(Opened, "outputs", lambda self, f: {k: v * 1.01 for k, v in real(self, f).items()})
+        found = self.ask(command, model, photo, "--proof", "tail", "-o", "out")
+        assert found.code == 0
+        assert "not confirmed at the filter that it led to: off by 0.0099" in found.err
+        (result,) = json.loads(Path("out/manifest.json").read_text())["results"]
+        assert (result["solver"], result["proof"]["ok"]) == ("blackbox", True)
 
 
 def broken_files(folder: Path) -> None:

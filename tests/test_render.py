@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from l2caf_onnx.errors import InputError
-from l2caf_onnx.render import overlay as drawing
+from l2caf_onnx.render import page
 from l2caf_onnx.render.names import file_stem
-from l2caf_onnx.render.overlay import overlay, save_png, shorten
+from l2caf_onnx.render.overlay import overlay
+from l2caf_onnx.render.page import save_png, shorten
+from l2caf_onnx.render.picture import picture
+from l2caf_onnx.render.slices import slices
+from l2caf_onnx.render.strip import strip
 
 HOSTILE = ["", "x" * 10_000, "m" * 1_000_000, "a\nb\t\x00c", "\udcff", "猫 γάτα 🐱 קאט e\u0301", "../../x", "%s{0}<b>&"]
 
@@ -115,12 +119,12 @@ def test_titles_neither_crash_nor_overflow(text: str, cells: tuple[int, int] | N
     pixels = np.asarray(picture)
     margin = pixels[:, -22:]  # 24 less what a letter may lean over
     assert (margin == 255).all()
-    font = drawing._font("title")
+    font = page.font("title")
     assert font.getlength(shorten(text, font, 300)) <= 300
 
 
 def test_long_names_keep_both_ends() -> None:
-    font = drawing._font("small")
+    font = page.font("small")
     short = shorten("efficientnet/" + "block/" * 100 + "Conv_197:0", font, 200)
     assert re.fullmatch(r"effici.*….*Conv_197:0", short)
     assert shorten("plain name", font, 200) == "plain name"
@@ -170,3 +174,71 @@ def test_file_stem_reads_well() -> None:
     assert file_stem("A") != file_stem("a") != file_stem("a ") != file_stem("a:")
     with pytest.raises(ValueError, match="at least 14"):
         file_stem("a", length=13)
+
+
+@pytest.mark.parametrize("length", [2, 5, 172, 960, 2048])
+def test_every_column_of_a_strip_is_the_colour_of_its_cell(length: int) -> None:
+    heat = np.random.default_rng(0).random(length).astype(np.float32)
+    heat[[0, -1]] = 0, 1
+    drawn = np.asarray(strip(heat, title="t"))
+    wide = length * max(1, min(-(-960 // length), 2048 // length))
+    band = drawn[54 + 20, 54 : 54 + wide]
+    expected = matplotlib.colormaps["inferno"](np.repeat(heat, wide // length))[:, :3] * 255
+    np.testing.assert_allclose(band, expected, rtol=0, atol=1)
+
+
+def test_the_curve_of_a_strip_is_as_high_as_its_cells() -> None:
+    heat = np.array([0, 1, 0.25, 0.5], np.float32)
+    drawn = np.asarray(strip(heat, title="t").convert("L"))
+    floor = 54 + 72 + 10 + 200
+    for k, value in enumerate(heat):
+        column = drawn[54 + 72 + 5 : floor + 3, 54 + k * 240 + 120]
+        assert abs(int(column.argmin()) + 54 + 72 + 5 - (floor - value * 200)) <= 1
+
+
+def test_a_long_strip_shows_the_largest_of_what_falls_on_a_pixel() -> None:
+    heat = np.zeros(44100, np.float32)
+    heat[30000] = 1
+    drawn = np.asarray(strip(heat, title="t", cells=172))
+    row = drawn[54 + 20, 54 : 54 + 2048].astype(int).sum(1)
+    assert row.argmax() == 30000 * 2048 // 44100
+    assert np.sum(row > row.min()) == 1
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_every_slice_is_its_own(seen: bool) -> None:
+    """16 pixels a side are enlarged ninefold; in the middle of a slice's pixel is the colour of its heat."""
+    heat = np.broadcast_to(np.linspace(0, 1, 5, dtype=np.float32)[:, None, None], (5, 16, 16))
+    ground = np.broadcast_to(np.linspace(3, 7, 5)[:, None, None], (5, 16, 16)) if seen else None
+    drawn = np.asarray(slices(heat, title="t", seen=ground))
+    for d in range(5):
+        x, y = 24 + d % 4 * 160 + 70, 54 + d // 4 * 166 + 70
+        colour = np.array(matplotlib.colormaps["inferno"](heat[d, 0, 0])[:3]) * 255
+        grey = np.linspace(0, 255, 5)[d]
+        expected = grey + 0.8 * heat[d, 0, 0] * (colour - grey) if seen else colour
+        np.testing.assert_allclose(drawn[y, x], expected, rtol=0, atol=1.5)
+
+
+def test_a_deep_volume_shows_some_slices_and_says_so() -> None:
+    small, large = (slices(np.zeros((n, 8, 8)), title="t").size for n in (64, 500))
+    assert small == large
+
+
+def test_a_volume_of_another_size_is_not_drawn_beneath() -> None:
+    heat = np.random.default_rng(0).random((2, 8, 8)).astype(np.float32)
+    plain, other = slices(heat, title="t"), slices(heat, title="t", seen=np.ones((4, 8, 8)))
+    np.testing.assert_array_equal(np.asarray(plain), np.asarray(other))
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (3, 4, 5)])
+def test_a_picture_for_every_shape(shape: tuple[int, ...]) -> None:
+    heat = np.random.default_rng(0).random(shape)
+    assert picture(heat, title="t", cells=shape).mode == "RGB"
+    with pytest.raises(InputError, match="lies in"):
+        picture(heat + 1, title="t")
+
+
+@pytest.mark.parametrize("shape", [(), (2, 2, 2, 2), (0,)])
+def test_no_picture_for_others(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="has the shape"):
+        picture(np.zeros(shape), title="t")

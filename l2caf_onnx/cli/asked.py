@@ -81,4 +81,5 @@ def preprocess_stated(model: Model, path: Path) -> str | Mapping[str, object] | 
         stated = [f.get("preprocess") for p in packages for f in p.get("file", []) if f.get("to") == path.name]
     except (OSError, ValueError, AttributeError):
         return None  # a file of that name that is not ours says nothing
-    return stated[0] if stated and isinstance(stated[0], (str, dict)) else None
+    found = stated[0] if stated and isinstance(stated[0], (str, dict)) else None
+    return None if isinstance(found, dict) and "signal" in found else found  # audio and text come as arrays

@@ -11,6 +11,8 @@ from .output import MANIFEST, digest, staged, unused, versions
 from .printing import print_json, print_table, progress, remark
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from l2caf_onnx.graph.model import Model
     from l2caf_onnx.inputs import Sample
     from l2caf_onnx.records import Attention
@@ -78,14 +80,17 @@ def attend(
         str | None,
         typer.Option(metavar="unit|RHO", help="Norm of the filter / sqrt(cells). Default: 0.5.", show_default=False),
     ] = None,
-    solver: Annotated[str, typer.Option(metavar="NAME", help="auto, lbfgs, sgd or adam.")] = "auto",
+    solver: Annotated[str, typer.Option(metavar="NAME", help="auto, lbfgs, sgd, adam or blackbox.")] = "auto",
     preset: Annotated[
         str | None, typer.Option(metavar="paper", help="All settings as in the paper's programs.", show_default=False)
     ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
-            metavar="NCHW", help="The axes of the breakpoints. Default: found from the graph.", show_default=False
+            metavar="NCHW",
+            help="The axes of the breakpoints; a grid of tokens as in NTC[1+14x14] (one class token before it), NTC[] "
+            "for none. Default: found from the graph.",
+            show_default=False,
         ),
     ] = None,
     proof: Annotated[
@@ -96,6 +101,12 @@ def attend(
             show_default=False,
         ),
     ] = None,
+    ort_level: Annotated[
+        str,
+        typer.Option(
+            metavar="LEVEL", help="disable, basic, extended or all: report the agreement with onnxruntime there too."
+        ),
+    ] = "disable",
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs at once.")] = 8,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the tail runs.")] = "cpu",
     providers: Annotated[
@@ -130,6 +141,7 @@ def attend(
         "solver": solver,
         "preset": preset,
         "layout": layout,
+        "ort_level": ort_level,
         "device": device,
         "providers": providers.split(",") if providers else None,
         "seed": seed,
@@ -159,15 +171,26 @@ def attend(
             "versions": versions(),
         }
         save_manifest(stage / MANIFEST, manifest)
-    for note in dict.fromkeys(n for row in rows for n in row["notes"]):
+    for note in dict.fromkeys(n for row in rows for n in (*row["notes"], *_findings(row))):
         remark(f"Note: {note}")
     if json:
         print_json({"results": [{**row, "files": [str(folder / f) for f in row["files"]]} for row in rows]})
     else:
         _print(rows, folder)
-    if not all(row["parity"]["ok"] and row["proof"]["ok"] for row in rows):
+    if not all((row["parity"] is None or row["parity"]["ok"]) and row["proof"]["ok"] for row in rows):
         remark("Error: onnxruntime does not confirm every result; see `proof` in the manifest.")
         raise typer.Exit(1)
+
+
+def _findings(row: dict[str, Any]) -> list[str]:
+    """What parity and the level of deployment tell the user of a result."""
+    told = list(row["parity"]["findings"]) if row["parity"] is not None else []
+    if row["deployed"] is not None:
+        told.append(
+            f"With onnxruntime's optimisations at {row['deployed']['level']!r} the filtered model's output is "
+            f"{row['deployed']['max_rel']:.2g} of its largest value away from the answer's."
+        )
+    return told
 
 
 def _alike(samples: list[Sample]) -> bool:
@@ -209,7 +232,8 @@ def _write(folder: Path, sample: Sample, found: Attention, classes: dict[int, st
     """The picture and the arrays of one result, and its row of the manifest."""
     from l2caf_onnx.records import save_arrays
     from l2caf_onnx.render.names import file_stem
-    from l2caf_onnx.render.overlay import overlay, save_png
+    from l2caf_onnx.render.overlay import save_png
+    from l2caf_onnx.render.picture import picture
 
     target = found.target[0] if found.target else None
     named = classes.get(target, f"class {target}") if target is not None else None
@@ -217,18 +241,16 @@ def _write(folder: Path, sample: Sample, found: Attention, classes: dict[int, st
     if (folder / f"{stem}.png").exists():  # two inputs of one name
         stem = file_stem(f"{sample.name} {found.at} {target}", length=90)
     heatmap = found.heatmap[0]
-    drawn = heatmap if heatmap.ndim == 2 else heatmap.reshape(-1, heatmap.shape[-1])
-    image = sample.image if sample.image is not None and sample.image.size[::-1] == drawn.shape else None
-    spatial = found.filter.shape[1:]
     asked = f"{found.objective}, l2 at rho {found.radius[0]:.3g}, {found.solver}, loss {found.loss[0]:.5g}"
-    picture = overlay(
-        image,
-        drawn,
+    drawn = picture(
+        heatmap,
         title=f"{named or ', '.join(found.to)} at {found.at}",
         subtitle=f"{asked}; proof {'ok' if found.proof.ok else 'FAILED'}",
-        cells=(int(spatial[0]), int(spatial[1])) if len(spatial) == 2 else None,
+        cells=found.filter.shape[1:],
+        image=sample.image,
+        volume=_volume(sample, heatmap.shape),
     )
-    save_png(picture, folder / f"{stem}.png")
+    save_png(drawn, folder / f"{stem}.png")
     save_arrays(folder / f"{stem}.npz", {"filter": found.filter[0], "heatmap": heatmap})
     row = found.describe()
     return {
@@ -244,17 +266,30 @@ def _write(folder: Path, sample: Sample, found: Attention, classes: dict[int, st
     }
 
 
+def _volume(sample: Sample, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """What the model saw at the cells of a map over a volume: the mean of the channels of an input that has them."""
+    import numpy as np
+
+    for array in sample.feeds.values():
+        if len(shape) == 3 and array.ndim == 5 and array.shape[0] == 1 and array.dtype.kind in "fiu":
+            for channel, own in ((1, array.shape[2:]), (4, array.shape[1:4])):
+                if own == shape:
+                    return np.asarray(array.mean(channel, dtype=np.float64)[0])
+    return None
+
+
 def _print(rows: list[dict[str, Any]], folder: Path) -> None:
     print_table(
-        ("input", "at", "class", "loss", "evaluations", "parity", "proof", "picture"),
+        ("input", "at", "layout", "class", "loss", "evaluations", "parity", "proof", "picture"),
         [
             (
                 row["input"],
                 row["at"],
+                row["layout"] + (f"[{row['grid']}]" if row["grid"] else ""),
                 "-" if row["target"] is None else f"{row['target']} {row['class']}",
                 f"{row['loss']:.6g}",
                 f"{row['solver']} {row['evaluations']}",
-                f"{row['parity']['max_rel']:.1e} {row['converter']}",
+                "-" if row["parity"] is None else f"{row['parity']['max_rel']:.1e} {row['converter']}",
                 f"{row['proof_kind']} {row['proof']['max_rel']:.1e} {'ok' if row['proof']['ok'] else 'FAILED'}",
                 row["files"][0],
             )

@@ -112,10 +112,10 @@ def _check(model: Model, parts: Cut, shapes: dict[str, tuple[int, ...]]) -> dict
     """Head then tail against the model, on noise."""
     import numpy as np
 
+    from l2caf_onnx.agreement import compare
     from l2caf_onnx.graph.cut import extract
+    from l2caf_onnx.graph.half import uses_half
     from l2caf_onnx.runtime import run
-    from l2caf_onnx.tail.convert import uses_half
-    from l2caf_onnx.tail.parity import compare
 
     rng = np.random.default_rng(0)
     feeds = {

@@ -36,7 +36,7 @@ def inspect(
             b.name,
             b.op_type + (" (quantised)" if b.quantised else ""),
             "x".join(str(d) for d in b.shape),
-            b.layout,
+            b.layout + (f"[{b.grid}]" if b.grid else ""),
             ("clean" if b.clean else "bypass: " + ", ".join(b.bypass)) + (" <- last" if b is found[-1] else ""),
         )
         for b in found
@@ -54,6 +54,7 @@ def _row(b: Breakpoint, *, last: bool) -> dict[str, object]:
         "op_type": b.op_type,
         "shape": list(b.shape),
         "layout": b.layout,
+        "grid": b.grid,
         "bypass": list(b.bypass),
         "affine": b.affine,
         "quantised": b.quantised,

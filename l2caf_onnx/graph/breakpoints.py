@@ -10,12 +10,12 @@ from math import prod
 from l2caf_onnx.errors import CutError, UnsupportedModelError
 from l2caf_onnx.records import Breakpoint, Shape, TensorInfo
 
-from .layout import axes, check_layout, layouts
+from .layout import axes, check_layout, grids, layouts
 from .model import Model
 from .paths import reaching
 from .quantised import scale_of, storable
 from .shapes import tensors
-from .static import constants, from_shapes_of_inputs
+from .static import from_shapes_of_inputs, static_at_given_sizes
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -29,7 +29,7 @@ def breakpoints(model: Model) -> tuple[Breakpoint, ...]:
 
 
 def _breakpoints(model: Model) -> tuple[Breakpoint, ...]:
-    infos, letters, fixed = tensors(model), layouts(model), constants(model)
+    infos, letters, fixed, found = tensors(model), layouts(model), static_at_given_sizes(model), grids(model)
     live = reaching(model, [o.name for o in model.outputs])
     names = [
         name
@@ -47,6 +47,7 @@ def _breakpoints(model: Model) -> tuple[Breakpoint, ...]:
             op_type=model.op_of(name),
             shape=infos[name].shape or (),
             layout=letters[name],
+            grid=str(found.get(name, "")),
             bypass=crossing[name],
             quantised=infos[name].dtype not in FLOATS,
         )
@@ -66,8 +67,8 @@ def check_breakpoint(model: Model, name: str, layout: str | None = None) -> Tens
     info = tensors(model)[model.require(name)]
     where = f"Tensor {name!r} ({model.op_of(name)}) of model {model.name!r}."
     how = "`l2caf-onnx inspect MODEL` lists the tensors where it can be stopped."
-    if name in constants(model):
-        raise CutError("This tensor is a constant: it does not depend on the input.", where=where, how=how)
+    if name in static_at_given_sizes(model):
+        raise CutError("This tensor is a constant: no value of the input changes it.", where=where, how=how)
     if info.shape is None or info.dtype == "?":
         what = "The type and rank of this tensor cannot be told from the file."
         raise UnsupportedModelError(
@@ -79,7 +80,10 @@ def check_breakpoint(model: Model, name: str, layout: str | None = None) -> Tens
         )
         raise CutError(what, where=where, how=how)
     letters = check_layout(layout, len(info.shape), name) if layout else layouts(model).get(name)
-    if letters is None or not _has_cells(info, letters):
+    if letters is None:
+        what = f"Which axes of this tensor are space is not told by the graph (shape {_text(info.shape)})."
+        raise CutError(what, where=where, how=f"Give its layout, or choose a neighbour. {how}")
+    if not _has_cells(info, letters):
         what = f"This tensor has fewer than two spatial cells (shape {_text(info.shape)}): a filter has no choice."
         raise CutError(what, where=where, how=how)
     return info

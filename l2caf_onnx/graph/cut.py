@@ -35,13 +35,14 @@ class Cut:
     bypass: tuple[str, ...]
 
 
-def cut(model: Model, at: str, to: str | Sequence[str] | None = None) -> Cut:
+def cut(model: Model, at: str, to: str | Sequence[str] | None = None, *, layout: str | None = None) -> Cut:
     """Cut `model` at the breakpoint `at`.
 
     Args:
         model: What to cut.
         at: S1, the tensor that a filter can multiply.
         to: S2, one name or several; None: all graph outputs that depend on S1.
+        layout: Of `at`, where the graph does not tell that it has cells.
 
     Returns:
         The head (outputs: `at`, then the bypass), the tail (inputs: `at`, the bypass, the graph inputs that it needs).
@@ -50,13 +51,13 @@ def cut(model: Model, at: str, to: str | Sequence[str] | None = None) -> Cut:
         TensorNotFoundError: no such tensor.
         CutError: `at` is no breakpoint, or a `to` does not depend on it.
     """
-    targets = resolve_to(model, at, to)
+    targets = resolve_to(model, at, to, layout)
     return model.cache.get(("cut", at, targets), lambda: _cut(model, at, targets))
 
 
-def resolve_to(model: Model, at: str, to: str | Iterable[str] | None) -> tuple[str, ...]:
+def resolve_to(model: Model, at: str, to: str | Iterable[str] | None, layout: str | None = None) -> tuple[str, ...]:
     """The names of S2, checked to be downstream of `at` (for errors see `cut`)."""
-    check_breakpoint(model, at)
+    check_breakpoint(model, at, layout)
     downstream = reached(model, at)
     if to is None:
         targets = tuple(o.name for o in model.outputs if o.name in downstream)

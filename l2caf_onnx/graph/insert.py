@@ -17,7 +17,7 @@ from l2caf_onnx.records import TensorInfo
 
 from .breakpoints import FLOATS, check_breakpoint
 from .cut import from_ir, numpy_type, to_ir
-from .layout import Axes, axes, check_layout, layouts
+from .layout import Axes, axes, layout_of
 from .model import Model, dtype_name
 from .nodes import graphs_in, walk
 from .quantised import scale_of
@@ -32,8 +32,10 @@ def insert_filter(model: Model, at: str, filter: NDArray[Any], *, layout: str | 
     Args:
         model: The whole model, or a tail that has `at` as input.
         at: S1. Where it is a graph output, the filtered tensor keeps the output's name.
-        filter: (*spatial) for every sample alike, or (N, *spatial) with N = 1 or the batch.
-        layout: The axes of `at`, one letter each; None: found from the graph.
+        filter: (*spatial) for every sample alike, or (N, *spatial) with N = 1 or the batch. Of tokens that form a
+            grid, (H, W) or (N, H, W): class and register tokens are multiplied by 1.
+        layout: The axes of `at`, one letter each, and the grid of tokens, as in NTC[1+14x14]; None: found from the
+            graph.
 
     Raises:
         TensorNotFoundError, CutError: `at` is no breakpoint.
@@ -42,19 +44,19 @@ def insert_filter(model: Model, at: str, filter: NDArray[Any], *, layout: str | 
     letters, where = _checked(model, at, layout)
     places = axes(letters)
     values = np.asarray(filter, dtype=np.float32)
-    if values.ndim == len(places.spatial):
-        values = values[None]
     shape = tensors(model)[at].shape or ()
-    wanted = [shape[a] for a in places.spatial]
+    wanted = places.cells(shape)
+    if values.ndim == len(wanted):
+        values = values[None]
     batch = shape[places.batch] if places.batch is not None else 1
     fits = values.ndim == 1 + len(wanted) and all(
         isinstance(w, str) or w == have for w, have in zip(wanted, values.shape[1:], strict=True)
     )
     if not fits or (values.shape[0] != 1 and isinstance(batch, int) and values.shape[0] != batch):
         raise InputError(
-            f"The filter has shape {np.shape(filter)}; {tuple(wanted)} is needed, or that with the batch in front.",
-            where=where,
-            how="One value a spatial cell.",
+            f"The filter has shape {np.shape(filter)}; {wanted} is needed, or that with the batch in front.",
+            where=f"{where[:-1]}, layout {letters}.",
+            how="One value a spatial cell; a grid of tokens is said by layout='NTC[1+14x14]'.",
         )
     if not np.isfinite(values).all():
         raise InputError("The filter holds NaN or infinity.", where=where, how="Find out where it comes from.")
@@ -79,9 +81,8 @@ def open_filter(model: Model, at: str, *, layout: str) -> Model:
             how="Break in the model as it was before a filter became an input of it.",
         )
     graph_model = to_ir(model)
-    letters = check_layout(layout, len(tensors(model)[at].shape or ()), at)
-    places = axes(letters)
-    dims = ["l2caf_n" if a == places.batch else f"l2caf_{a}" if a in places.spatial else 1 for a in range(len(letters))]
+    places = axes(layout_of(model, at, layout))
+    dims = ["l2caf_n" if a == places.batch else f"l2caf_{a}" if a in places.spatial else 1 for a in range(places.rank)]
     value = ir.Value(name=FILTER_INPUT, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(dims))
     graph_model.graph.inputs.append(value)
     _multiply(graph_model.graph, model, at, value)
@@ -89,21 +90,21 @@ def open_filter(model: Model, at: str, *, layout: str) -> Model:
 
 
 def broadcastable(filter: NDArray[np.float32], places: Axes) -> NDArray[np.float32]:
-    """(N, *spatial) -> an array that broadcasts over a tensor with those axes."""
-    order, shape = places.placement(filter.shape)
-    return np.ascontiguousarray(filter.transpose(order).reshape(shape))
+    """(N, *spatial) -> an array that broadcasts over a tensor with those axes; ones at tokens around a grid."""
+    way = places.placement(filter.shape)
+    ones = [(0, 0)] * (len(way.flat) - 1) + [way.kept]
+    flat = np.pad(filter.reshape(way.flat), ones, constant_values=1)
+    return np.ascontiguousarray(flat.transpose(way.order).reshape(way.shape))
 
 
 def _checked(model: Model, at: str, layout: str | None) -> tuple[str, str]:
-    info = check_breakpoint(model, at, layout)
+    check_breakpoint(model, at, layout)
     where = f"Tensor {at!r} of model {model.name!r}."
     if any(o.name == at for o in model.outputs) and any(i.name == at for i in model.inputs):
         raise CutError(
             "This tensor is both an input and an output of the model.", where=where, how="Choose another tensor."
         )
-    if layout is not None:
-        return check_layout(layout, len(info.shape or ()), at), where
-    return layouts(model)[at], where
+    return layout_of(model, at, layout), where
 
 
 def _multiply(graph: ir.Graph, model: Model, at: str, filter: ir.Value) -> None:

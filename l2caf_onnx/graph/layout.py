@@ -1,178 +1,192 @@
-"""Which axes of a tensor are batch, channel and space: one letter an axis, found from the operators around it.
+"""Which axes of a tensor are batch, channel and space: one letter an axis, and for tokens the grid that they form.
 
-Convolutions and pools want NC and space behind; matrix products and layer norms want C last; Transpose carries letters
-along; element-wise operators keep them. What remains unknown takes the usual letters of its rank.
+Found by following every axis from the inputs on (`trace`), from the letters that operators demand (`letters`). A layout
+is written "NCHW"; of tokens, "NTC" means with the grid that was found, "NTC[1+14x14]" with this one (one class token
+before it), "NTC[]" with none.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import onnx
+from math import prod
 
 from l2caf_onnx.errors import InputError
-from l2caf_onnx.records import TensorInfo
 
+from .atoms import grid_of, kind, size_of
+from .letters import USUAL, around
 from .model import Model
 from .shapes import tensors
+from .tokens import Grid, parse_grid
+from .trace import Trace
 
-_SPACE = {1: "L", 2: "HW", 3: "DHW"}
-_DEFAULT = {0: "", 1: "C", 2: "NC", 3: "NTC", 4: "NCHW", 5: "NCDHW"}
+LARGEST_SIDE = 512  # of a grid; beyond, it comes of the numbers that stand for open sizes
 
-_CHANNELS_SECOND = {
-    "Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "MaxPool", "AveragePool", "LpPool",
-    "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "BatchNormalization", "InstanceNormalization",
-    "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth", "MaxUnpool", "DeformConv", "QLinearAveragePool",
-    "QLinearGlobalAveragePool",
-}  # fmt: skip
-_CHANNELS_LAST = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"}
-_KEEPS = {
-    "Abs", "Add", "BiasGelu", "BitShift", "Cast", "Ceil", "Celu", "Clip", "Concat", "CumSum", "DequantizeLinear", "Div",
-    "Dropout", "Elu", "Erf", "Exp", "FastGelu", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Hardmax", "Identity",
-    "LeakyRelu", "Log", "LogSoftmax", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Pad", "Pow", "PRelu",
-    "QLinearAdd", "QLinearConcat", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QuantizeLinear", "QuickGelu",
-    "Reciprocal",
-    "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Resize", "Round", "Selu", "Sigmoid", "Sign", "Slice",
-    "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Upsample",
-    "Where",
-}  # fmt: skip
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How a filter (N, *spatial) is made to broadcast over its tensor: reshape to `flat`, pad the last axis with ones
+    by `kept`, permute by `order`, reshape to `shape`.
+    """
+
+    flat: tuple[int, ...]
+    kept: tuple[int, int]
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Positions of a tensor's axes: `batch` (None: it has none), `channel` (what a filter shares), `spatial`."""
+    """Positions of a tensor's axes: `batch` (None: it has none), `channel` (what a filter shares), `spatial`.
+
+    `grid` is what the one spatial axis runs through, where its cells are the tokens of a grid.
+    """
 
     batch: int | None
     channel: tuple[int, ...]
     spatial: tuple[int, ...]
+    grid: Grid | None = None
 
     @property
     def rank(self) -> int:
         """Number of axes."""
         return (self.batch is not None) + len(self.channel) + len(self.spatial)
 
-    def placement(self, filter_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(permutation, shape) that make a filter (N, *spatial) broadcast over the tensor: permute, then reshape.
+    def cells(self, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        """The spatial shape of a filter for a tensor of that shape.
 
-        Where the tensor has no batch axis, N must be 1.
+        Raises:
+            InputError: the tensor has another number of tokens than the grid.
         """
+        sizes = tuple(shape[a] for a in self.spatial)
+        if self.grid is None:
+            return sizes
+        if isinstance(sizes[0], int) and sizes[0] != self.grid.tokens:
+            raise InputError(
+                f"The grid {self.grid} has {self.grid.tokens} tokens; the tensor has {sizes[0]}.",
+                where=f"A tensor of shape {shape}.",
+                how="Give a layout with another grid, such as NTC[1+14x14], or NTC[] for none.",
+            )
+        return self.grid.sizes
+
+    def placement(self, filter_shape: tuple[int, ...]) -> Placement:
+        """The way of a filter (N, *spatial) into the tensor. Where that has no batch axis, N must be 1.
+
+        Tokens before and after a grid are multiplied by 1.
+        """
+        flat, kept = filter_shape, (0, 0)
+        if self.grid is not None:
+            flat, kept = (filter_shape[0], prod(filter_shape[1:])), (self.grid.prefix, self.grid.suffix)
         places = [self.batch if self.batch is not None else -1, *self.spatial]
         order = tuple(sorted(range(len(places)), key=places.__getitem__))
         shape = [1] * self.rank
-        for size, place in zip(filter_shape, places, strict=True):
+        for size, place in zip((*flat[:-1], flat[-1] + sum(kept)), places, strict=True):
             if place >= 0:
                 shape[place] = size
-        return order, tuple(shape)
+        return Placement(flat, kept, order, tuple(shape))
 
 
 def axes(layout: str) -> Axes:
-    """Read a layout's letters: N is batch, C channel (G and K too, if there are more), all others spatial."""
-    batch = layout.find("N")
-    channel = tuple(i for i, letter in enumerate(layout) if letter in "CGK")
-    spatial = tuple(i for i, letter in enumerate(layout) if letter not in "NCGK")
-    return Axes(batch if batch >= 0 else None, channel, spatial)
+    """Read a layout: N is batch, C channel (G and K too, if there are more), all others spatial; a grid in brackets."""
+    letters, _, brackets = layout.partition("[")
+    batch = letters.find("N")
+    channel = tuple(i for i, letter in enumerate(letters) if letter in "CGK")
+    spatial = tuple(i for i, letter in enumerate(letters) if letter not in "NCGK")
+    return Axes(batch if batch >= 0 else None, channel, spatial, parse_grid(brackets.removesuffix("]"), layout))
+
+
+def letters_in(layout: str) -> str:
+    """A layout without its grid."""
+    return layout.partition("[")[0]
 
 
 def check_layout(layout: str, rank: int, tensor: str) -> str:
-    """`layout` in capitals, if it fits a tensor of that rank.
+    """`layout` with its letters in capitals, if it fits a tensor of that rank.
 
     Raises:
-        InputError: a letter too many, too few or twice, or no spatial axis.
+        InputError: a letter too many, too few or twice, no spatial axis, or a grid that cannot be.
     """
-    letters = layout.upper()
+    where = f"Tensor {tensor!r} of rank {rank}."
+    parts = re.fullmatch(r"([^\[\]]*)(\[[^\[\]]*\])?", layout.replace(" ", ""))
+    letters, brackets = (parts[1].upper(), (parts[2] or "").lower()) if parts else ("", "")
     if len(letters) != rank or len(set(letters)) != rank or not letters.isalpha() or not axes(letters).spatial:
         raise InputError(
             f"The layout {layout!r} does not fit: it needs {rank} different letters, one an axis, one of them spatial.",
-            where=f"Tensor {tensor!r} of rank {rank}.",
-            how=f"For instance {_DEFAULT.get(rank, 'NCHW')!r}: N batch, C channel, the others spatial.",
+            where=where,
+            how=f"For instance {USUAL.get(rank, 'NCHW')!r}: N batch, C channel, the others spatial.",
         )
-    return letters
+    if brackets and len(axes(letters).spatial) != 1:
+        raise InputError(
+            f"The layout {layout!r} gives a grid, but its letters have {len(axes(letters).spatial)} spatial axes.",
+            where=where,
+            how="A grid is of the tokens on one axis: NTC[14x14].",
+        )
+    parse_grid(brackets[1:-1], layout)
+    return letters + brackets
 
 
 def layouts(model: Model, given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The layout of every tensor whose rank is known; `given` ones are taken as they are, and spread to neighbours."""
+    """The letters of every tensor whose axes are known; `given` ones are taken as they are, and spread to neighbours.
+
+    Left out are tensors of unknown rank, and those where one axis holds both samples and places, such as windows.
+    """
+    return _found(model, given, {})[0]
+
+
+def grids(model: Model, fed: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Grid]:
+    """The grid of every tensor of tokens that has one; `fed` are the inputs' shapes, which decide it if left open."""
+    return _found(model, None, fed or {})[1]
+
+
+def layout_of(
+    model: Model, name: str, layout: str | None = None, fed: Mapping[str, tuple[int, ...]] | None = None
+) -> str:
+    """The layout of a tensor with the grid that was found, or the one that the user gives for it.
+
+    Raises:
+        InputError: the layout given does not fit the tensor.
+        KeyError: none is given, and none was found.
+    """
+    shape = tensors(model)[name].shape or ()
+    letters = layouts(model)[name] if layout is None else check_layout(layout, len(shape), name)
+    if "[" not in letters:
+        own, found = _found(model, None, fed or {})
+        same = name in found and axes(letters).spatial == axes(own.get(name, "")).spatial
+        letters += f"[{found[name]}]" if same else ""
+    axes(letters).cells(shape)  # it fits
+    return letters
+
+
+def _found(
+    model: Model, given: Mapping[str, str] | None, fed: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, str], dict[str, Grid]]:
     if given:
-        return _layouts(model, given)
-    return model.cache.get("layouts", lambda: _layouts(model, {}))
+        return _follow(model, {name: letters_in(layout) for name, layout in given.items()}, fed)
+    if any(isinstance(d, str) for i in model.inputs if i.name in fed for d in (i.shape or ())[1:]):
+        return model.cache.get(("layouts", *sorted(fed.items())), lambda: _follow(model, {}, fed))
+    return model.cache.get("layouts", lambda: _follow(model, {}, {}))
 
 
-def _layouts(model: Model, given: Mapping[str, str]) -> dict[str, str]:
-    infos = tensors(model)
-    rank = {name: len(info.shape) for name, info in infos.items() if info.shape is not None}
-    found: dict[str, str] = dict(given)
-
-    def settle(name: str, layout: str | None) -> None:
-        if layout is not None and name not in found and rank.get(name) == len(layout):
-            found[name] = layout
-
-    nodes = model.proto.graph.node
-    for node in nodes:  # what operators demand comes before what spreads from neighbours
-        if node.op_type in _CHANNELS_SECOND and node.input:
-            for name in (node.input[0], node.output[0]):
-                settle(name, _channels_second(rank.get(name, 0)))
-        elif node.op_type in _CHANNELS_LAST and _over_the_last_axis(node, rank.get(node.input[0], 0)):
-            for name in (node.input[0], node.output[0]):
-                settle(name, {3: "NTC", 4: "NHWC"}.get(rank.get(name, 0)))
-
-    def spread() -> None:
-        for _ in range(2):
-            for node in nodes:
-                for source, target in _links(node):
-                    settle(target, _carried(node, found.get(source), forward=True))
-            for node in reversed(nodes):
-                for source, target in _links(node):
-                    settle(source, _carried(node, found.get(target), forward=False))
-
-    spread()
-    for info in model.inputs:
-        settle(info.name, _guess(info))
-    spread()
-    for name, r in rank.items():
-        settle(name, _DEFAULT.get(r))
-    return found
-
-
-def _links(node: onnx.NodeProto) -> list[tuple[str, str]]:
-    """Pairs (input, output) of a node between which letters carry over."""
-    if node.op_type == "Transpose":
-        return [(node.input[0], node.output[0])]
-    if node.op_type in ("MatMul", "FusedMatMul"):
-        return [(node.input[0], node.output[0])]
-    if node.op_type not in _KEEPS:
-        return []
-    return [(i, o) for i in node.input if i for o in node.output if o]
-
-
-def _carried(node: onnx.NodeProto, layout: str | None, *, forward: bool) -> str | None:
-    if layout is None:
-        return None
-    if node.op_type in ("MatMul", "FusedMatMul"):
-        return layout if layout.endswith("C") else None
-    if node.op_type != "Transpose":
-        return layout
-    perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), list(range(len(layout)))[::-1])
-    if sorted(perm) != list(range(len(layout))):
-        return None
-    if forward:
-        return "".join(layout[p] for p in perm)
-    back = [""] * len(layout)
-    for position, p in enumerate(perm):
-        back[p] = layout[position]
-    return "".join(back)
-
-
-def _channels_second(rank: int) -> str | None:
-    return f"NC{_SPACE[rank - 2]}" if rank - 2 in _SPACE else None
-
-
-def _over_the_last_axis(node: onnx.NodeProto, rank: int) -> bool:
-    return next((a.i for a in node.attribute if a.name == "axis"), -1) in (-1, rank - 1)
-
-
-def _guess(info: TensorInfo) -> str | None:
-    """NHWC for an input that has the shape of pictures with their colours last, as TensorFlow feeds them."""
-    shape = info.shape or ()
-    if len(shape) != 4 or shape[3] not in (1, 3) or shape[1] in (1, 3):
-        return None
-    return "NHWC" if all(isinstance(side, str) or side >= 8 for side in shape[1:3]) else None
+def _follow(
+    model: Model, given: Mapping[str, str], fed: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, str], dict[str, Grid]]:
+    trace = Trace(model, *around(model, given), given, fed)
+    found: dict[str, Grid] = {}
+    waiting: dict[str, int] = {}
+    for name, letters in trace.letters.items():
+        spatial = axes(letters).spatial
+        if len(spatial) == 1 and name in trace.axes:
+            axis = trace.axes[name][spatial[0]]
+            grid = grid_of(axis)
+            if grid is not None and max(grid.sizes) <= LARGEST_SIDE:
+                found[name] = grid
+            elif grid is None and letters[spatial[0]] == "T" and kind(axis) == "T":
+                waiting[name] = size_of(axis)
+    known: dict[int, set[Grid]] = {}
+    for grid in found.values():
+        known.setdefault(grid.tokens, set()).add(grid)
+    for name, tokens in waiting.items():  # behind an operator that is not understood: as many tokens, the same grid
+        if len(known.get(tokens, ())) == 1:
+            found[name] = next(iter(known[tokens]))
+    return trace.letters, found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 
@@ -10,6 +11,11 @@ import onnx
 def label(node: onnx.NodeProto) -> str:
     """What to call a node in a message: its name, else its first output."""
     return node.name or next((o for o in node.output if o), "") or node.op_type
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """The value of an attribute; `default` where the node does not have it."""
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -6,6 +6,8 @@ as crossing a cut, and at given sizes they are constants.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 
 from .model import Model
@@ -41,9 +43,14 @@ def static_at_given_sizes(model: Model) -> frozenset[str]:
     return model.cache.get("static_at_given_sizes", lambda: _decided(model, None))
 
 
-def _decided(model: Model, sized: frozenset[str] | None) -> frozenset[str]:
-    """Tensors decided by stored values and the shapes of `sized` (None: of whatever has a decided shape)."""
-    values = set(model.stored)
+def decided_with(model: Model, held: Collection[str]) -> frozenset[str]:
+    """Tensors that are constant once the sizes of the inputs, and the values of the inputs `held`, are given."""
+    return _decided(model, None, held) if held else static_at_given_sizes(model)
+
+
+def _decided(model: Model, sized: frozenset[str] | None, held: Collection[str] = ()) -> frozenset[str]:
+    """Tensors decided by stored values, inputs `held`, and shapes of `sized` (None: of all that has a decided one)."""
+    values = {*model.stored, *held}
     shapes = set(sized) if sized is not None else values | {i.name for i in model.inputs}
     for node, reads in zip(model.proto.graph.node, model.reads, strict=True):
         outputs = [o for o in node.output if o]

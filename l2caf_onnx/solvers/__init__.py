@@ -1,7 +1,8 @@
 """Solvers: how a loss is minimised over the filters of a constraint set, one solver a file.
 
 Each is a frozen record of hyper-parameters with one method, `minimise`, that takes a function and gives a `Solution`
-(the shape of optimistix). They know functions and tensors, nothing of networks.
+(the shape of optimistix). They know functions and tensors, nothing of networks. Blackbox's function gives outputs, not
+a loss with its gradient.
 """
 
 from __future__ import annotations
@@ -9,21 +10,27 @@ from __future__ import annotations
 from l2caf_onnx.errors import InputError
 
 from .adam import Adam
+from .blackbox import Blackbox
 from .lbfgs import Lbfgs
 from .sgd import Sgd
 from .solution import LossFunction, Solution, Solver
 
-__all__ = ["SOLVERS", "Adam", "Lbfgs", "LossFunction", "Sgd", "Solution", "Solver", "resolve"]
+__all__ = ["SOLVERS", "Adam", "Blackbox", "Lbfgs", "LossFunction", "Sgd", "Solution", "Solver", "resolve"]
 
 SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (Sgd(), Adam(), Lbfgs())}
+"""Those that follow a gradient."""
 
 
-def resolve(name: str) -> Solver:
+def resolve(name: str) -> Solver | Blackbox:
     """The solver of that name, with its default hyper-parameters; "auto" is for the caller to decide.
 
     Raises:
         InputError: there is none.
     """
+    if name == Blackbox.name:
+        return Blackbox()
     if name not in SOLVERS:
-        raise InputError(f"There is no solver {name!r}.", how=f"Choose one of {', '.join(SOLVERS)}.")
+        raise InputError(
+            f"There is no solver {name!r}.", how=f"Choose one of {', '.join((*SOLVERS, Blackbox.name))}, or auto."
+        )
     return SOLVERS[name]

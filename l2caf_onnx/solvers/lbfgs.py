@@ -91,18 +91,27 @@ class Lbfgs:
     name = "lbfgs"
 
     def minimise(
-        self, fn: LossFunction, sphere: Sphere, shape: tuple[int, ...], *, generator: torch.Generator
+        self,
+        fn: LossFunction,
+        sphere: Sphere,
+        shape: tuple[int, ...],
+        *,
+        generator: torch.Generator,
+        start: torch.Tensor | None = None,
     ) -> Solution:
         """See `Solver.minimise`. `evaluations` counts every point tried, those of line searches too.
 
-        The generator is drawn from always, but used only where the uniform filter is stationary: the same draw for
-        every sample, so that an answer does not hang on the batch.
+        It starts from `start` (N, *spatial), if that is given, else from the uniform filter. The generator is
+        drawn from always, but used only where the start is stationary: the same draw for every sample, so that
+        an answer does not hang on the batch.
         """
         samples, cells = shape[0], math.prod(shape[1:])
-        start = np.full(cells, 1 / math.sqrt(cells))
+        given = torch.ones(shape) if start is None else start.detach()
+        starts = given.double().cpu().numpy().reshape(samples, cells)
+        starts = starts / np.linalg.norm(starts, axis=1, keepdims=True)
         drawn = sphere.normal((1, *shape[1:]), generator).double().cpu().numpy().reshape(cells)
-        elsewhere = _elsewhere(start, drawn / np.linalg.norm(drawn), self.first_angle)
-        searches = [BestSoFar(_descend(self, start, elsewhere)) for _ in range(samples)]
+        drawn /= np.linalg.norm(drawn)
+        searches = [BestSoFar(_descend(self, u, _elsewhere(u, drawn, self.first_angle))) for u in starts]
         radii = sphere.radii(samples).double().cpu().numpy()
         while any(search.running for search in searches):
             filters = _filters(sphere, shape, [search.point for search in searches])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,18 +20,26 @@ from numpy.typing import NDArray
 from torch import nn
 
 from l2caf_onnx import runtime
+from l2caf_onnx.agreement import compare
 from l2caf_onnx.errors import InputError
+from l2caf_onnx.graph.contrib import is_onnxruntimes
+from l2caf_onnx.graph.half import uses_half
 from l2caf_onnx.graph.insert import FILTER_INPUT
 from l2caf_onnx.graph.model import Model
+from l2caf_onnx.graph.nodes import walk
 from l2caf_onnx.graph.rewrite import Plain, plain
 from l2caf_onnx.records import Parity
 
+from . import ops
 from . import parity as judge
 from .fold import fold
+from .ops.registry import undotted
+from .stepwise import NO_SLOPE, Stepwise, is_quantised
 from .widen import widened, widened_arrays
 
 Arrays = Mapping[str, NDArray[Any]]
-Forward = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+
+_COURSES = 4  # tails that are kept of a model whose control flow inputs steer
 
 
 class TorchTail(nn.Module):
@@ -45,9 +53,13 @@ class TorchTail(nn.Module):
         reads: The inputs that it reads.
         writes: Its outputs.
         narrow: Of a float16 model, which is computed in float32 (see widen.py): its float16 outputs. Else None.
+        types: Of its integer outputs, which a quantised model carries as floating point (see ops/quantising.py).
+        stepwise: Of a quantised model, what judges it node by node; else None.
+        fixed: Inputs whose values steer its control flow: it is true for these values alone.
     """
 
     parity: Parity
+    stepwise: Stepwise | None = None
 
     def __init__(
         self,
@@ -57,6 +69,7 @@ class TorchTail(nn.Module):
         reads: tuple[str, ...],
         writes: tuple[str, ...],
         narrow: frozenset[str] | None = None,
+        types: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         super().__init__()
         self.inner = inner.requires_grad_(False)
@@ -64,6 +77,8 @@ class TorchTail(nn.Module):
         self.reads = reads
         self.writes = writes
         self.narrow = narrow
+        self.types = dict(types or {})
+        self.fixed: Arrays = {}
         self.eval()
 
     def train(self, mode: bool = True) -> TorchTail:
@@ -78,12 +93,22 @@ class TorchTail(nn.Module):
                 where=f"This tail reads {', '.join(self.reads)}.",
                 how="Feed every input.",
             )
+        for name, value in self.fixed.items():
+            if name in feeds and not np.array_equal(feeds[name].detach().cpu().numpy(), value):
+                raise InputError(
+                    f"The input {name!r} steers the control flow of this tail, which was made for another value of it.",
+                    where=f"It was made for {_short(value)}.",
+                    how="Convert again with this value in the example.",
+                )
         inputs = [feeds[name] for name in self.reads]
         if self.narrow is not None:
             inputs = [t.float() if t.dtype == torch.float16 else t for t in inputs]
-        result = self.inner(*inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the libraries say of their own code is not for the user
+            result = self.inner(*inputs)
         values = list(result) if isinstance(result, (list, tuple)) else [result]
         outputs = dict(zip(self.writes, values, strict=True))
+        outputs = {k: v.to(self.types[k]) if k in self.types else v for k, v in outputs.items()}
         return {k: v.half() if k in (self.narrow or ()) else v for k, v in outputs.items()}
 
 
@@ -98,6 +123,9 @@ class Converter:
 def _onnx2torch(proto: onnx.ModelProto) -> nn.Module:
     import onnx2torch
 
+    ops.install()
+    for named in (*proto.opset_import, *walk(proto.graph)):
+        named.domain = undotted(named.domain)
     return onnx2torch.convert(proto)  # type: ignore[no-any-return]  # it has no annotations
 
 
@@ -110,12 +138,15 @@ def _onnx2pytorch(proto: onnx.ModelProto) -> nn.Module:
 CHAIN = (Converter("onnx2torch", _onnx2torch), Converter("onnx2pytorch", _onnx2pytorch))
 
 
-def to_torch(model: Model, example: Arrays, *, providers: Sequence[str] | None = None) -> TorchTail:
+def to_torch(
+    model: Model, example: Arrays, *, held: Collection[str] = (), providers: Sequence[str] | None = None
+) -> TorchTail:
     """`model` as a torch module that agrees with onnxruntime on `example`, in value and in slope.
 
     Args:
         model: Usually the tail of a cut; any Model may be handed over.
         example: {input name: array}, the activations that it will see; their sizes are fixed in the module.
+        held: Inputs that will always have the values of the example: control flow that they steer is taken apart.
         providers: onnxruntime's execution providers for the reference.
 
     Returns:
@@ -127,9 +158,15 @@ def to_torch(model: Model, example: Arrays, *, providers: Sequence[str] | None =
         InputError: the example does not fit the model's inputs.
     """
     arrays = runtime.check_feeds(model, example)
-    key = ("torch", tuple((n, a.shape, str(a.dtype)) for n, a in sorted(arrays.items())), tuple(providers or ()))
+    sizes = tuple((n, a.shape, str(a.dtype)) for n, a in sorted(arrays.items()))
+    known: list[TorchTail] = model.cache.get(("torch", sizes, tuple(sorted(held)), tuple(providers or ())), list)
+    for tail in known:
+        if all(np.array_equal(arrays[n], value) for n, value in tail.fixed.items()):
+            return tail
     with torch.inference_mode(False):  # tensors made under it could never carry a gradient
-        return model.cache.get(key, lambda: _to_torch(model, arrays, providers))
+        made = _to_torch(model, arrays, held, providers)
+    known[:] = [*known[1 - _COURSES :], made]
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +178,20 @@ class Attempt:
     parity: Parity | None
 
 
-def _to_torch(model: Model, example: Arrays, providers: Sequence[str] | None) -> TorchTail:
+def _to_torch(model: Model, example: Arrays, held: Collection[str], providers: Sequence[str] | None) -> TorchTail:
     from .culprit import blame
 
     expected = runtime.run(model, example, providers=providers)
     half = uses_half(model)
     source, given = (widened(model), widened_arrays(example)) if half else (model, example)
     narrow = frozenset(k for k, v in expected.items() if v.dtype == np.float16) if half else None
-    form = replace(plain(fold(source, given)), outputs=tuple(o.name for o in model.outputs))
+    folded = fold(source, given, held)
+    form = replace(plain(folded.model), outputs=tuple(o.name for o in model.outputs))
     attempts: list[Attempt] = []
     for converter in CHAIN:
         try:
-            tail = attempt(form, converter, narrow=narrow)
+            tail = attempt(form, converter, expected, narrow=narrow)
+            tail.fixed = {n: example[n] for n in sorted(folded.fixed)}
             tail.parity = measure(model, tail, example, expected, providers)
         except Exception as error:  # noqa: BLE001  # converters raise anything; the next is tried
             attempts.append(Attempt(converter, error, None))
@@ -163,15 +202,34 @@ def _to_torch(model: Model, example: Arrays, providers: Sequence[str] | None) ->
     raise blame(model, form, given, attempts)
 
 
-def attempt(form: Plain, converter: Converter, *, narrow: frozenset[str] | None = None) -> TorchTail:
-    """Convert; whatever the converter raises comes through."""
+def attempt(form: Plain, converter: Converter, expected: Arrays, *, narrow: frozenset[str] | None = None) -> TorchTail:
+    """Convert; whatever the converter raises comes through. `expected`, onnxruntime's outputs, tells their types."""
     proto = onnx.ModelProto()
     proto.CopyFrom(form.model.proto)  # converters change what they are given
     if form.model.base_dir is not None:
         onnx.external_data_helper.load_external_data_for_model(proto, str(form.model.base_dir))
+    _import_domains(proto)
     with quiet(), _sober():
         inner = converter.convert(proto)
-    return TorchTail(inner, converter=converter.name, reads=form.inputs, writes=form.outputs, narrow=narrow)
+    types = {k: torch.from_numpy(np.empty(0, v.dtype)).dtype for k, v in expected.items() if v.dtype.kind in "iu"}
+    tail = TorchTail(
+        inner, converter=converter.name, reads=form.inputs, writes=form.outputs, narrow=narrow, types=types
+    )
+    tail.stepwise = Stepwise(form, inner) if is_quantised(form) else None
+    return tail
+
+
+def _import_domains(proto: onnx.ModelProto) -> None:
+    """Import every domain that is used, under one name: onnxruntime forgives what converters do not."""
+    for imported in proto.opset_import:
+        imported.domain = "" if imported.domain == "ai.onnx" else imported.domain
+    opset = max((i.version for i in proto.opset_import if i.domain == ""), default=1)
+    for node in walk(proto.graph):
+        node.domain = "" if node.domain == "ai.onnx" else node.domain
+        if node.domain == "" and is_onnxruntimes(node, opset):
+            node.domain = "com.microsoft"  # where our operators look for it
+    for domain in sorted({n.domain for n in walk(proto.graph)} - {i.domain for i in proto.opset_import}):
+        proto.opset_import.add(domain=domain, version=1)
 
 
 def measure(
@@ -182,15 +240,19 @@ def measure(
     with torch.no_grad(), quiet():
         computed = {k: v.detach().cpu().numpy() for k, v in tail(tensors).items()}
     half = tail.narrow is not None
-    found = judge.compare(
+    found = compare(
         expected,
         computed,
         half=half,
         provider=runtime.session(model, providers=providers).get_providers()[0],
         level="disable",
     )
+    if tail.stepwise is not None:
+        found = tail.stepwise.judged(found, example)
     if half:
         found = replace(found, findings=(*found.findings, "Float16 is computed in float32, the slope too."))
+    if tail.stepwise is not None:
+        return replace(found, findings=(*found.findings, NO_SLOPE))
     if not found.ok:
         return found
     source = _moved(model, example, tail)
@@ -215,14 +277,8 @@ def _moved(model: Model, example: Arrays, tail: TorchTail) -> str | None:
     return FILTER_INPUT if FILTER_INPUT in floats else next(iter(floats), None)
 
 
-def uses_half(model: Model) -> bool:
-    """Whether float16 weights, inputs or casts are inside."""
-    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    graph = model.proto.graph
-    casts = (a.i for n in graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to")
-    stored = (a.t.data_type for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value")
-    inputs = (v.type.tensor_type.elem_type for v in graph.input)
-    return any(kind in half for kind in (*(t.data_type for t in graph.initializer), *stored, *casts, *inputs))
+def _short(value: NDArray[Any]) -> str:
+    return str(value.tolist()) if value.size <= 8 else f"an array of shape {value.shape}"
 
 
 @contextlib.contextmanager

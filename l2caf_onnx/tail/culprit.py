@@ -84,7 +84,8 @@ def _alone(form: Plain, index: int, converter: Converter, values: Mapping[str, N
     fed = {r: values[r] for r in form.model.reads[index] if r in values and r not in form.model.stored}
     try:
         alone = single_node(form.model, index, values)
-        found = measure(alone, attempt(plain(alone), converter), fed, runtime.run(alone, fed), None)
+        expected = runtime.run(alone, fed)
+        found = measure(alone, attempt(plain(alone), converter, expected), fed, expected, None)
     except Exception as error:  # noqa: BLE001  # converters raise anything
         return Verdict(name, "error", _first_line(error))
     return None if found.ok else Verdict(name, _kind(found), f"{_size(found)} from onnxruntime on identical inputs")

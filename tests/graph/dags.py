@@ -72,13 +72,28 @@ class Dag:
         """Whether there is a path between two tensors."""
         return source in self.before(target)
 
-    def decided(self, name: str, *, shapes: bool) -> bool:
-        """Whether stored values (and `shapes` of graph inputs) alone decide a tensor."""
+    def decided(self, name: str) -> bool:
+        """Whether stored values and the shapes of graph inputs alone decide a tensor."""
         step = self.maker.get(name)
         if step is None or step.op in ("If", "Loop"):
             return name in ("w0", "w1", "yes", "twice")
-        of_input = shapes and step.op == "Shape" and step.reads[0] in self.inputs
-        return of_input or all(self.decided(r, shapes=shapes) for r in step.reads)
+        of_input = step.op == "Shape" and step.reads[0] in self.inputs
+        return of_input or all(self.decided(r) for r in step.reads)
+
+    def static(self, name: str) -> bool:
+        """Whether no value of an input changes a tensor, once the sizes of the inputs are given."""
+        step = self.maker.get(name)
+        if step is None or step.op in ("If", "Loop"):
+            return name in ("w0", "w1", "yes", "twice")
+        return self.sized(step.reads[0]) if step.op == "Shape" else all(map(self.static, step.reads))
+
+    def sized(self, name: str) -> bool:
+        """Whether the sizes of the inputs decide that of a tensor, without a branch or loop that may have its own."""
+        step = self.maker.get(name)
+        if step is None or step.op in ("If", "Loop"):
+            return step is None
+        by_value = step.reads[1:] if step.op in ("Reshape", "Expand") else ()
+        return self.static(name) or (all(map(self.sized, step.reads)) and all(map(self.static, by_value)))
 
     def in_tail(self, step: Step, at: str) -> bool:
         """Whether a step lies on a way from `at` to an output."""
@@ -92,7 +107,7 @@ class Dag:
     def bypass(self, at: str) -> tuple[str, ...]:
         """What crosses the cut at `at`, in the order in which it is made."""
         crossing = self.crossing(at)
-        return tuple(m for m in self.maker if m in crossing and not self.decided(m, shapes=True))
+        return tuple(m for m in self.maker if m in crossing and not self.decided(m))
 
     def needed(self, at: str) -> set[str]:
         """The graph inputs that the tail reads, itself or to repeat what their shapes decide."""
@@ -101,12 +116,10 @@ class Dag:
 
     @cached_property
     def stops(self) -> tuple[str, ...]:
-        """Where it can be stopped: floats that depend on more than stored values, and lead to an output."""
+        """Where it can be stopped: floats that some value of an input changes, and that lead to an output."""
         floats = [*self.inputs, *(m for m, s in self.maker.items() if s.op != "Shape")]
         return tuple(
-            name
-            for name in floats
-            if not self.decided(name, shapes=False) and any(self.leads_to(name, o) for o in self.outputs)
+            name for name in floats if not self.static(name) and any(self.leads_to(name, o) for o in self.outputs)
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,3 +185,68 @@ def test_without_a_folder(place: str, as_bytes: bool) -> None:
     proto = proto_at(place)
     with pytest.raises(caf.InputError, match=r"'w\.bin', but the model came without a folder.*Load it by its path"):
         caf.load(proto.SerializeToString() if as_bytes else proto)
+
+
+ROWS, COUNT = 1_200_000, 7  # of 64 numbers: each weight has 307 MB, all together 2.15 GB
+
+
+def large(folder: Path) -> Path:
+    """A model with more weights than a protobuf can hold, as files with holes: the last weight in one of its own."""
+    size = ROWS * 64 * 4
+    stored, nodes = [], []
+    for k in range(COUNT):
+        location, offset = ("tail.bin", 0) if k == COUNT - 1 else ("head.bin", k * size)
+        with (folder / location).open("ab") as stream:
+            stream.truncate(offset + size)
+        with (folder / location).open("r+b") as stream:
+            stream.seek(offset)
+            stream.write(normal(4, 64, seed=k).tobytes())
+        tensor = onnx.TensorProto(name=f"w{k}", data_type=1, dims=[ROWS, 64], data_location=onnx.TensorProto.EXTERNAL)
+        for key, value in {"location": location, "offset": offset, "length": size}.items():
+            tensor.external_data.add(key=key, value=str(value))
+        stored.append(tensor)
+        before = f"a{k - 1}" if k else "x"
+        nodes.append(f"g{k} = Gather (w{k}, rows) r{k} = Reshape (g{k}, shape) a{k} = Add ({before}, r{k})")
+    proto = parse(
+        f"g (float[1,4,8,8] x) => (float[1,4,8,8] a{COUNT - 1}) <int64[4] rows = {{0,1,2,3}}, int64[4] shape = "
+        f"{{1,4,8,8}}> {{ {' '.join(nodes)} }}"
+    )
+    proto.graph.initializer.extend(stored)
+    return save_proto(folder, proto)
+
+
+STREAM = r"""
+import re, sys
+from pathlib import Path
+import numpy as np
+import l2caf_onnx as caf
+from l2caf_onnx.graph.cut import save
+folder = Path(sys.argv[1])
+cut = caf.cut(caf.load(folder / "m.onnx"), sys.argv[2])
+(folder / "saved").mkdir()
+save(cut.tail, folder / "saved" / "tail.onnx")
+(folder / "head.bin").unlink()
+x = np.load(folder / "x.npy")
+for tail in (cut.tail, caf.load(folder / "saved" / "tail.onnx")):
+    (y,) = caf.run(tail, {sys.argv[2]: x}).values()
+    np.save(folder / "y.npy", y)
+print(int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how much memory a process took is read from /proc")
+def test_over_two_gigabytes_are_streamed_and_a_tail_reads_its_own_alone(tmp_path: Path) -> None:
+    """`cut` and save stay under 300 MB of memory; the tail runs, from both places, where the head's data are gone."""
+    folder = tmp_path
+    large(folder)
+    assert (folder / "head.bin").stat().st_size + (folder / "tail.bin").stat().st_size > 2**31
+    np.save(folder / "x.npy", X[:, :1].repeat(4, 1))
+    at = f"a{COUNT - 2}"
+    found = subprocess.run([sys.executable, "-c", STREAM, folder, at], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert float(found.stdout) < 300
+    assert (folder / "saved" / "tail.onnx.data").stat().st_size == ROWS * 64 * 4
+    expected = np.load(folder / "x.npy") + normal(4, 64, seed=COUNT - 1).reshape(1, 4, 8, 8)
+    np.testing.assert_array_equal(np.load(folder / "y.npy"), expected)
+    for path in (folder / "tail.bin", folder / "saved" / "tail.onnx.data"):  # pytest keeps folders of past runs
+        path.unlink()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import l2caf_onnx as caf
 from l2caf_onnx.graph.insert import FILTER_INPUT, broadcastable, open_filter
 from l2caf_onnx.graph.layout import axes
+from tests.conftest import VIT, weighted
 
 RNG = np.random.default_rng(0)
 
@@ -52,6 +53,50 @@ def test_every_layout(
     fed = {"x": x, FILTER_INPUT: broadcastable(f, axes(layout))}
     np.testing.assert_allclose(caf.run(opened, fed)["y"], expected, rtol=rtol, atol=1e-7)
     assert model.proto.SerializeToString() == before
+
+
+@pytest.mark.parametrize("batch", [None, 1, 2])
+@pytest.mark.parametrize(
+    ("layout", "shape", "formula"),
+    [
+        ("NTC[1+2x4+2]", (2, 11, 3), "ntc,nt->ntc"),
+        ("TNC[1+2x4+2]", (11, 2, 3), "tnc,nt->tnc"),
+        ("NGTC[1+2x4+2]", (2, 4, 11, 3), "ngtc,nt->ngtc"),
+        ("NCT[1+2x2x2+2]", (2, 3, 11), "nct,nt->nct"),
+    ],
+)
+def test_tokens_around_a_grid_are_kept(layout: str, shape: tuple[int, ...], formula: str, batch: int | None) -> None:
+    sizes = ",".join(map(str, shape))
+    model = model_of(f"g (float[{sizes}] x) => (float[{sizes}] y) {{ s = Neg (x) y = Neg (s) }}")
+    grid = axes(layout).cells(shape)
+    x = RNG.standard_normal(shape).astype(np.float32)
+    f = RNG.standard_normal((*([batch] if batch else []), *grid)).astype(np.float32)  # type: ignore[arg-type]  # ints
+    rows = np.broadcast_to(f.reshape(-1, 8), (2, 8))
+    whole = np.concatenate([np.ones((2, 1)), rows, np.ones((2, 2))], axis=1)
+    expected = np.einsum(formula, x, whole)
+    filtered = caf.insert_filter(model, "s", f, layout=layout)
+    np.testing.assert_allclose(caf.run(filtered, {"x": x})["y"], expected, rtol=1e-6, atol=0)
+    if batch == 2:
+        fed = {"x": x, FILTER_INPUT: broadcastable(f, axes(layout))}
+        opened = caf.run(open_filter(model, "s", layout=layout), fed)["y"]
+        np.testing.assert_allclose(opened, expected, rtol=1e-6, atol=0)
+
+
+def test_a_filter_on_the_tokens_of_a_transformer() -> None:
+    """By hand: the recorded tokens multiplied, fed to the tail by name."""
+    model, x = weighted(VIT), RNG.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    c = caf.cut(model, "s")
+    recorded = caf.run(c.head, {"x": x})
+    f = RNG.standard_normal((4, 4)).astype(np.float32)
+    by_hand = recorded["s"].copy()
+    by_hand[:, 1:] *= f.reshape(1, 16, 1)
+    expected = caf.run(c.tail, {i.name: by_hand if i.name == "s" else recorded[i.name] for i in c.tail.inputs})["y"]
+    found = caf.run(caf.insert_filter(model, "s", f), {"x": x})["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(caf.InputError, match=r"shape \(17,\); \(4, 4\) is needed.*layout NTC\[1\+4x4\]"):
+        caf.insert_filter(model, "s", np.ones(17))
+    flat = caf.insert_filter(model, "s", np.concatenate([[1], f.ravel()]), layout="NTC[]")
+    np.testing.assert_allclose(caf.run(flat, {"x": x})["y"], found, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (1, 4, 5), (2, 4, 5)])

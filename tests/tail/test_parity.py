@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import l2caf_onnx as caf
-from l2caf_onnx.tail.parity import SLOPE_RTOL, compare, slope
+from l2caf_onnx.agreement import compare
+from l2caf_onnx.tail.parity import SLOPE_RTOL, slope
 
 NAN, INF = math.nan, math.inf
 Array = NDArray[Any]
@@ -217,14 +218,15 @@ def test_a_wrong_derivative(name: str, factor: float) -> None:
     assert found == pytest.approx(abs(factor - 1), abs=SLOPE_RTOL)
 
 
-@settings(max_examples=25)
+@settings(max_examples=100, derandomize=True, deadline=None, database=None)
 @given(seed=st.integers(0, 10_000), factor=st.sampled_from([0.9, 1, 1.1]), rows=st.integers(1, 4))
 def test_of_any_linear_map_the_factor_is_found(seed: int, factor: float, rows: int) -> None:
     rng = np.random.default_rng(seed)
     matrix = torch.from_numpy(rng.standard_normal((6, 3)))
     base = rng.standard_normal((rows, 6)).astype(np.float32)
     found = measured(lambda x: x @ matrix.to(x), lambda x: factor * (x @ matrix.to(x)), base)
-    assert found == pytest.approx(abs(factor - 1), abs=SLOPE_RTOL)
+    assert (found <= SLOPE_RTOL) == (factor == 1)  # the best of several steps: rounding can only make it look better
+    assert found <= abs(factor - 1) + SLOPE_RTOL
 
 
 @pytest.mark.parametrize(
@@ -300,9 +302,8 @@ def test_where_every_path_is_stepped_the_slope_is_not_judged(body: str) -> None:
     x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     parity = caf.to_torch(model(body), {"x": x}).parity
     assert (parity.ok, parity.slope_rel) == (True, None)
-    assert parity.findings == (
-        "The slope is not judged: every path meets an operator that is constant between its steps.",
-    )
+    assert parity.findings[-1].startswith("The slope is not judged: ")
+    assert parity.findings[-1].endswith("constant between its steps.")
 
 
 @pytest.mark.parametrize(

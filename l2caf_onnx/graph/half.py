@@ -1,0 +1,17 @@
+"""Half precision: whether a model computes in it, which changes what can be asked of agreement."""
+
+from __future__ import annotations
+
+import onnx
+
+from .model import Model
+
+
+def uses_half(model: Model) -> bool:
+    """Whether float16 weights, inputs or casts are inside."""
+    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    graph = model.proto.graph
+    casts = (a.i for n in graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to")
+    stored = (a.t.data_type for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value")
+    inputs = (v.type.tensor_type.elem_type for v in graph.input)
+    return any(kind in half for kind in (*(t.data_type for t in graph.initializer), *stored, *casts, *inputs))
