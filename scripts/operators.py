@@ -1,8 +1,8 @@
 """The operator table: ONNX's own node tests, each as a tail, by each converter; right, wrong or refused by name.
 
 Float in and float out; those that the installed onnxruntime runs and gets right count. Right: every output has ONNX's
-expected shape and np.allclose(rtol=1e-3, atol=1e-5, equal_nan=True). `--converter onnx2torch` and the like try one
-converter without the check that the chain makes (the table's "before").
+expected shape and np.allclose(rtol=1e-3, atol=1e-5, equal_nan=True). `--converter onnx2torch` or `onnx2pytorch` tries
+that library alone, as it is published, without the check that the chain makes (the table's "before").
 """
 
 from __future__ import annotations
@@ -45,18 +45,26 @@ def cases() -> Iterator[Case]:
         assert case.model is not None
         graph = case.model.graph
         for inputs, outputs in case.data_sets or ():
-            arrays = [*inputs, *outputs]
-            plain = all(isinstance(a, (np.ndarray, np.generic)) for a in arrays)
-            if not plain or not any(_is_float(a) for a in inputs) or not any(_is_float(a) for a in outputs):
+            given, wanted = ([_array(a) for a in arrays] for arrays in (inputs, outputs))
+            if not any(_is_float(a) for a in given) or not any(_is_float(a) for a in wanted):
                 continue
-            feeds = {i.name: np.asarray(a) for i, a in zip(graph.input, inputs, strict=True)}
-            expected = {o.name: np.asarray(a) for o, a in zip(graph.output, outputs, strict=True)}
+            if any(a is None for a in (*given, *wanted)):
+                continue
+            feeds = {i.name: a for i, a in zip(graph.input, given, strict=True) if a is not None}
+            expected = {o.name: a for o, a in zip(graph.output, wanted, strict=True) if a is not None}
             yield Case(case.name, case.model, feeds, expected)
             break
 
 
-def _is_float(array: Any) -> bool:
-    return np.asarray(array).dtype in (np.float16, np.float32, np.float64)
+def _array(value: Any) -> NDArray[Any] | None:
+    """A test's datum as an array, whatever way it is stored; None for a sequence or an optional."""
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
+    return np.asarray(value) if isinstance(value, (np.ndarray, np.generic)) else None
+
+
+def _is_float(array: NDArray[Any] | None) -> bool:
+    return array is not None and array.dtype in (np.float16, np.float32, np.float64)
 
 
 def agrees(expected: Arrays, found: Arrays) -> bool:
@@ -93,11 +101,35 @@ def by_tail(case: Case) -> tuple[str, str]:
     return ("right" if agrees(case.expected, arrays) else "wrong"), tail.converter
 
 
+def by_library(case: Case, library: str) -> tuple[str, str]:
+    """What becomes of the case by a library alone, as published: none of our operators, no check."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(case.proto)  # converters change what they are given
+    try:
+        if library == "onnx2torch":
+            import onnx2torch
+
+            module = onnx2torch.convert(proto)
+        else:
+            from onnx2pytorch import ConvertModel
+
+            module = ConvertModel(proto)
+        with torch.no_grad():
+            given = [torch.from_numpy(np.array(case.feeds[i.name])) for i in case.proto.graph.input]
+            result = module(*given)
+        values = list(result) if isinstance(result, (list, tuple)) else [result]
+        found = {k: v.numpy() for k, v in zip(case.expected, values, strict=True)}
+    except Exception as error:  # noqa: BLE001  # libraries raise anything
+        return "refused", f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+    return ("right" if agrees(case.expected, found) else "wrong"), library
+
+
 def main() -> None:
     """Print the table; with --json also every case's verdict."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="part of the case's name")
     parser.add_argument("--json", type=Path, help="write every verdict there")
+    parser.add_argument("--converter", choices=("onnx2torch", "onnx2pytorch"), help="by that library alone, unchecked")
     parser.add_argument("--list", default="refused,wrong", help="verdicts to list by name")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -106,7 +138,8 @@ def main() -> None:
         if asked.only not in case.name:
             continue
         reference = by_onnxruntime(case)
-        verdicts[case.name] = (reference, *by_tail(case))
+        found = by_library(case, asked.converter) if asked.converter else by_tail(case)
+        verdicts[case.name] = (reference, *found)
     if asked.json:
         asked.json.write_text(json.dumps(verdicts, indent=0))
     for name, (reference, verdict, why) in verdicts.items():

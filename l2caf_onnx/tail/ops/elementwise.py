@@ -203,9 +203,20 @@ def is_inf(node: Node, x: Tensor) -> Outputs:
     return found
 
 
+def _guarded(form: Callable[[Tensor, int], Tensor], x: Tensor, axis: int) -> Tensor:
+    """A softmax whose rows of -inf alone (all masked) are NaN, as they are, but have the slope 0 and not NaN.
+
+    Exporters write IsNaN and Where after a softmax to put such rows aside; a NaN slope would come through the Where.
+    """
+    if x.shape[axis] == 0:
+        return form(x, axis)
+    empty = x.detach().amax(axis, keepdim=True) == -float("inf")
+    return form(x.masked_fill(empty, 0.0), axis).masked_fill(empty, float("nan"))
+
+
 _SOFTMAXES: dict[str, Callable[..., Tensor]] = {
-    "Softmax": lambda x, axis: torch.softmax(x, axis),
-    "LogSoftmax": lambda x, axis: torch.log_softmax(x, axis),
+    "Softmax": lambda x, axis: _guarded(torch.softmax, x, axis),
+    "LogSoftmax": lambda x, axis: _guarded(torch.log_softmax, x, axis),
     "Hardmax": _hardmax,
 }
 

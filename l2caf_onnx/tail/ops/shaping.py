@@ -51,7 +51,7 @@ def squeeze(node: Node, x: Tensor, axes: Any = None) -> Outputs:
     return x.reshape([s for k, s in enumerate(x.shape) if k not in gone])
 
 
-@op("Unsqueeze", static=(1,))
+@op("Unsqueeze", static=(1,), replace=True)  # the library's wants axes in a list
 def unsqueeze(node: Node, x: Tensor, axes: Any = None) -> Outputs:
     chosen = ints(node.get("axes") if axes is None else axes)
     rank = x.ndim + len(chosen)
