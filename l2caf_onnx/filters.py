@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
@@ -75,6 +75,11 @@ class Sphere:
     def radii(self, samples: int) -> Tensor:
         """R of each sample, (samples,)."""
         return torch.as_tensor(self.radius, dtype=self.dtype, device=self.device).expand(samples)
+
+    def take(self, samples: Tensor) -> Sphere:
+        """The same for the `samples` (k,) int64 of the batch."""
+        radius = torch.as_tensor(self.radius)
+        return self if radius.ndim == 0 or len(radius) == 1 else replace(self, radius=radius[samples.to(radius.device)])
 
     def retract(self, w: Tensor) -> Tensor:
         """The point r w / ||w|| for each sample of `w` (N, *spatial), differentiable; zero, that has none, stays so."""

@@ -49,8 +49,8 @@ class ReluTail:
             x = torch.nn.functional.conv2d(x, weight, bias, stride=2 if k == 3 else 1, padding=1).relu()
         return x.mean((2, 3)) @ self.gemm
 
-    def losses(self, f: Tensor) -> Tensor:
-        return (self.run(self.activation * f[:, None]) - self.normal).square().mean(1)
+    def losses(self, f: Tensor, i: Tensor) -> Tensor:
+        return (self.run(self.activation[i] * f[:, None]) - self.normal[i]).square().mean(1)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -58,7 +58,7 @@ def test_it_ends_on_a_deep_relu_tail_where_2000_adam_steps_end(seed: int) -> Non
     tail, shape, radii = ReluTail(seed, samples=3), (3, 14, 14), torch.tensor([1.0, 14 * 0.35, 14 * 0.7])
     solution = solve(tail.losses, shape, radii)
     reference = solve(tail.losses, shape, radii, Adam(steps=2000, learning_rate=0.1, tolerance=0))
-    start = tail.losses(Sphere(radii).uniform_point(shape))
+    start = tail.losses(Sphere(radii).uniform_point(shape), torch.arange(3))
     gained = (start - solution.loss) / (start - reference.loss)
     # At norm 1 there are several minima, and either may find the better one: 0.93 to 1.11 over the seeds 0 to 5.
     assert gained[0].item() >= 0.9
@@ -75,7 +75,7 @@ def test_it_leaves_a_saddle_at_the_uniform_filter(shape: tuple[int, ...]) -> Non
     down[0], down[1] = 1 / math.sqrt(2), -1 / math.sqrt(2)
     uniform = torch.full((cells,), 1 / math.sqrt(cells))
 
-    def losses(f: Tensor) -> Tensor:
+    def losses(f: Tensor, _: Tensor) -> Tensor:
         return (f.flatten(1) @ uniform).square() - (f.flatten(1) @ down).square()
 
     solution = solve(losses, shape)
@@ -83,20 +83,20 @@ def test_it_leaves_a_saddle_at_the_uniform_filter(shape: tuple[int, ...]) -> Non
 
 
 def test_it_keeps_the_uniform_filter_where_it_is_the_minimum() -> None:
-    solution = solve(lambda f: (f - 0.5).square().sum(1), (2, 4))
+    solution = solve(lambda f, _: (f - 0.5).square().sum(1), (2, 4))
     assert solution.filter.tolist() == [[0.5] * 4] * 2
     assert solution.loss.tolist() == [0, 0]
 
 
 def test_it_with_one_cell_takes_the_better_sign() -> None:
-    solution = solve(lambda f: f[:, 0, 0], (2, 1, 1), 3.0)
+    solution = solve(lambda f, _: f[:, 0, 0], (2, 1, 1), 3.0)
     assert solution.filter.flatten().tolist() == [-3, -3]
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, -1e3])
 def test_it_stops_by_itself_where_the_loss_is_mostly_rounding(offset: float) -> None:
     g = torch.randn(3, 35, generator=torch.Generator().manual_seed(1))
-    solution = solve(lambda f: 1e-2 * (g * f).sum(1) + offset, (3, 35))
+    solution = solve(lambda f, i: 1e-2 * (g[i] * f).sum(1) + offset, (3, 35))
     assert int(solution.evaluations.max()) <= 40
     assert all("limit" not in reason for reason in solution.stop_reason)
     assert torch.isfinite(solution.loss).all()
@@ -105,7 +105,7 @@ def test_it_stops_by_itself_where_the_loss_is_mostly_rounding(offset: float) -> 
 def test_it_crosses_a_kink() -> None:
     # The largest of two linear functions: the minimum is on the edge where they meet, where no gradient vanishes.
     g = torch.tensor([[1.0, 0.2, 0.0, -0.5], [-1.0, 0.3, 0.1, -0.4]])
-    solution = solve(lambda f: (f @ g.T).amax(1), (1, 4))
+    solution = solve(lambda f, _: (f @ g.T).amax(1), (1, 4))
     weights = np.linspace(0, 1, 100001)[:, None]
     mixed = weights * g[0].double().numpy() + (1 - weights) * g[1].double().numpy()
     bound = -float(

@@ -42,6 +42,9 @@ class Problem:
     shape: tuple[int, ...]
     least: list[float]
 
+    def at(self, f: Tensor) -> Tensor:
+        return self.losses(f, torch.arange(len(f)))
+
     def solve(self, solver: str | Lbfgs | Sgd | Adam, seed: int = 0) -> Solution:
         chosen = SOLVERS[solver] if isinstance(solver, str) else solver
         return chosen.minimise(self.losses, self.sphere, self.shape, generator=torch.Generator().manual_seed(seed))
@@ -72,7 +75,7 @@ def linear(only: int | None = None) -> Problem:
     radii = np.array([1.0, 2.5, 0.4])[slice(None) if only is None else slice(only, only + 1)]
     weights = tensor(g)
     return Problem(
-        losses=lambda f: (weights * f).sum((1, 2)),
+        losses=lambda f, i: (weights[i] * f).sum((1, 2)),
         sphere=Sphere(tensor(radii)),
         shape=g.shape,
         least=[-r * float(np.linalg.norm(one)) for r, one in zip(radii, g, strict=True)],
@@ -97,7 +100,7 @@ def affine_tail(only: int | None = None, rho: float = 1 / 7, outputs: int = 1000
     j = tensor(np.stack(jacobians))
     normal = j.sum(2)
     return Problem(
-        losses=lambda f: (torch.einsum("noc,nc->no", j, f.flatten(1)) - normal).square().mean(1),
+        losses=lambda f, i: (torch.einsum("noc,nc->no", j[i], f.flatten(1)) - normal[i]).square().mean(1),
         sphere=Sphere(r),
         shape=(len(least), 7, 7),
         least=least,
@@ -110,7 +113,7 @@ def nearest_point(only: int | None = None) -> Problem:
     p = rng(5).normal(0, 1, (3, 12))
     points = tensor(2 * p / np.linalg.norm(p, axis=1, keepdims=True))[chosen]
     return Problem(
-        losses=lambda f: (f - points).square().sum(1),
+        losses=lambda f, i: (f - points[i]).square().sum(1),
         sphere=Sphere(2.0),
         shape=tuple(points.shape),
         least=[0.0] * len(points),
@@ -123,7 +126,7 @@ ALLOWED = {"lbfgs": 1e-5, "adam": 1e-3, "sgd": 1e-3}
 
 
 def gaps(problem: Problem, solution: Solution) -> list[float]:
-    start = problem.losses(problem.sphere.uniform_point(problem.shape)).tolist()
+    start = problem.at(problem.sphere.uniform_point(problem.shape)).tolist()
     ends = solution.loss.tolist()
     return [(end - least) / (begin - least) for end, begin, least in zip(ends, start, problem.least, strict=True)]
 
@@ -139,7 +142,7 @@ def test_each_solver_finds_each_minimum(name: str, problem: str) -> None:
     assert solution.filter.dtype == torch.float32
     radii = posed.sphere.radii(3).tolist()
     assert solution.filter.flatten(1).double().norm(dim=1).tolist() == pytest.approx(radii, rel=1e-6)
-    np.testing.assert_allclose(solution.loss.numpy(), posed.losses(solution.filter).numpy(), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(solution.loss.numpy(), posed.at(solution.filter).numpy(), rtol=1e-6, atol=1e-7)
     assert solution.evaluations.dtype == torch.int64
     assert len(solution.stop_reason) == 3
     assert all(reason.endswith(".") for reason in solution.stop_reason)
@@ -177,7 +180,7 @@ def test_the_same_seed_gives_the_same_bits_and_nothing_global_changes(name: str)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_weights_of_the_tail_collect_no_gradient(name: str) -> None:
     weight = torch.ones(1, 6, requires_grad=True)
-    SOLVERS[name].minimise(lambda f: (weight * f).sum(1), Sphere(1.0), (1, 6), generator=torch.Generator())
+    SOLVERS[name].minimise(lambda f, _: (weight * f).sum(1), Sphere(1.0), (1, 6), generator=torch.Generator())
     assert weight.grad is None
 
 
@@ -185,7 +188,7 @@ def test_weights_of_the_tail_collect_no_gradient(name: str) -> None:
 def test_a_start_that_is_not_finite_is_refused_by_sample(name: str) -> None:
     offset = torch.tensor([0.0, math.nan, math.inf])
     with pytest.raises(SolverError, match=r"Samples 1, 2 of 3"):
-        SOLVERS[name].minimise(lambda f: f.sum(1) + offset, Sphere(1.0), (3, 4), generator=torch.Generator())
+        SOLVERS[name].minimise(lambda f, i: f.sum(1) + offset[i], Sphere(1.0), (3, 4), generator=torch.Generator())
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -193,18 +196,18 @@ def test_a_loss_that_breaks_off_leaves_a_finite_answer_and_the_other_samples_alo
     # Sample 0 turns to NaN on the way to its minimum; sample 1 is an ordinary linear loss.
     weights = torch.tensor([[-3.0, 1.0, 1.0], [-3.0, 1.0, 1.0]])
 
-    def losses(f: Tensor) -> Tensor:
-        value = (weights * f).sum(1)
-        forbidden = torch.tensor([True, False]) & (value < -2.5)
+    def losses(f: Tensor, i: Tensor) -> Tensor:
+        value = (weights[i] * f).sum(1)
+        forbidden = torch.tensor([True, False])[i] & (value < -2.5)
         return torch.where(forbidden, torch.nan, value)
 
-    sphere = Sphere(1.0)
+    sphere, both = Sphere(1.0), torch.arange(2)
     solution = SOLVERS[name].minimise(losses, sphere, (2, 3), generator=torch.Generator().manual_seed(1))
     assert torch.isfinite(solution.loss).all()
     assert solution.filter.norm(dim=1).tolist() == pytest.approx([1, 1], rel=1e-6)
-    np.testing.assert_allclose(solution.loss.numpy(), losses(solution.filter).numpy(), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(solution.loss.numpy(), losses(solution.filter, both).numpy(), rtol=1e-6, atol=1e-7)
     assert solution.loss[1].item() == pytest.approx(-math.sqrt(11), rel=1e-3)
-    assert solution.loss[0].item() < float(losses(sphere.uniform_point((2, 3)))[0])
+    assert solution.loss[0].item() < float(losses(sphere.uniform_point((2, 3)), both)[0])
     if name != "lbfgs":
         assert "finite" in solution.stop_reason[0]
         assert "finite" not in solution.stop_reason[1]
@@ -214,7 +217,10 @@ def test_a_loss_that_breaks_off_leaves_a_finite_answer_and_the_other_samples_alo
 @pytest.mark.parametrize("detached", [True, False])
 def test_a_dead_tail_is_said_and_its_start_returned(name: str, detached: bool) -> None:
     solution = SOLVERS[name].minimise(
-        lambda f: torch.ones(2) if detached else 1 + 0 * f.sum(1), Sphere(1.0), (2, 9), generator=torch.Generator()
+        lambda f, _: torch.ones(len(f)) if detached else 1 + 0 * f.sum(1),
+        Sphere(1.0),
+        (2, 9),
+        generator=torch.Generator(),
     )
     assert solution.loss.tolist() == [1, 1]
     assert all("gradient" in reason for reason in solution.stop_reason)
@@ -262,7 +268,7 @@ def loop_of_the_authors(losses: LossFunction, w: Tensor, optimiser: torch.optim.
     compared = torch.tensor(32767.0)
     for k in range(steps):
         optimiser.param_groups[0]["lr"] = 1e-5 + (0.5 - 1e-5) * (1 - k / 1000)
-        loss = losses(torch.nn.functional.normalize(w.flatten(1)).reshape(w.shape)).sum()
+        loss = losses(torch.nn.functional.normalize(w.flatten(1)).reshape(w.shape), torch.arange(1)).sum()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -287,7 +293,7 @@ def test_sgd_is_the_pytorch_program_step_for_step() -> None:
 def test_sgd_takes_the_step_of_the_iteration_that_stops() -> None:
     # The loss never changes by 1e-6, but its slope is not zero: the program stops at step 50, after 51 steps.
     g = torch.tensor([[1e-8, -1e-8, 0.0]])
-    solution = Sgd().minimise(lambda f: (g * f).sum(1), Sphere(1.0), (1, 3), generator=torch.Generator())
+    solution = Sgd().minimise(lambda f, _: (g * f).sum(1), Sphere(1.0), (1, 3), generator=torch.Generator())
     assert solution.evaluations.tolist() == [51]
     assert "At step 50" in solution.stop_reason[0]
     assert "respond" not in solution.stop_reason[0]
@@ -302,7 +308,7 @@ def test_adam_is_the_formula_of_tensorflow_1_in_float64() -> None:
     taken, compared = 0, 32767.0
     for k in range(1000):
         leaf = w.clone().requires_grad_(True)
-        loss = problem.losses((leaf / leaf.norm()).float()).sum()
+        loss = problem.at((leaf / leaf.norm()).float()).sum()
         (g,) = torch.autograd.grad(loss, leaf)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         rate = 0.5 * (1 - k / 1000) * math.sqrt(1 - 0.999 ** (k + 1)) / (1 - 0.9 ** (k + 1))
@@ -323,16 +329,47 @@ def test_all_steps_are_taken_where_the_loss_keeps_moving(solver: Sgd | Adam) -> 
     assert solution.stop_reason == ("All 120 steps were taken.",) * 3
 
 
-def test_a_sample_that_has_stopped_no_longer_changes() -> None:
-    # Sample 0 is flat and stops at step 50; sample 1 goes on. What sample 0 is shown from then on is one filter.
-    seen: list[Tensor] = []
-    g = torch.tensor([[1e-7, 0.0, -1e-7], [1.0, 2.0, -5.0]])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_sample_that_has_finished_leaves_the_batch(name: str) -> None:
+    # Sample 0 is flat, sample 2 is not; only while a sample searches is it evaluated, and that is what is counted.
+    asked: list[list[int]] = []
+    g = torch.tensor([[0.0, 0.0, 0.0], [1e-7, 0.0, -1e-7], [1.0, 2.0, -5.0]])
 
-    def losses(f: Tensor) -> Tensor:
-        seen.append(f.detach()[0].clone())
-        return (g * f).sum(1)
+    def losses(f: Tensor, i: Tensor) -> Tensor:
+        assert i.dtype == torch.int64
+        assert i.device.type == "cpu"
+        if torch.is_grad_enabled():
+            asked.append(i.tolist())
+        return 1 + (g[i] * f).sum(1)
 
-    solution = Sgd().minimise(losses, Sphere(1.0), (2, 3), generator=torch.Generator())
-    assert solution.evaluations[0] == 51
-    assert solution.evaluations[1] > 51
-    assert all(torch.equal(f, solution.filter[0]) for f in seen[51:])
+    problem = Problem(losses, Sphere(torch.tensor([1.0, 2.0, 3.0])), (3, 3), [])
+    solution = problem.solve(name)
+    assert asked[0] == [0, 1, 2]
+    assert asked[-1] == [2]
+    assert [sum(i in numbers for numbers in asked) for i in range(3)] == solution.evaluations.tolist()
+    assert solution.loss[2].item() == pytest.approx(1 - 3 * math.sqrt(30), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_neither_a_broken_sample_nor_a_slow_one_changes_another(name: str) -> None:
+    # Sample 0 turns to NaN on its way, sample 2 is ill conditioned and takes its time; sample 1 is as it is alone.
+    middle = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.5]))
+    slow = torch.diag(torch.tensor([1e4, 30.0, 1.0, 1e-3]))
+    grams = torch.stack([middle, middle, slow])
+    q = torch.tensor([[-3.0, 1.0, 1.0, 1.0]] * 2 + [[1.0, 2.0, 0.1, 0.2]])
+
+    def of(chosen: list[int]) -> LossFunction:
+        def losses(f: Tensor, i: Tensor) -> Tensor:
+            own = torch.tensor(chosen)[i]
+            value = torch.einsum("ka,kab,kb->k", f, grams[own], f) - 2 * (q[own] * f).sum(1)
+            return torch.where((own == 0) & (value < -2), torch.nan, value)
+
+        return losses
+
+    sphere = Sphere(1.5)
+    together = Problem(of([0, 1, 2]), sphere, (3, 4), []).solve(name, seed=5)
+    alone = Problem(of([1]), sphere, (1, 4), []).solve(name, seed=5)
+    assert torch.isfinite(together.loss).all()
+    assert int(together.evaluations[1]) == int(alone.evaluations)
+    np.testing.assert_allclose(together.filter[1].numpy(), alone.filter[0].numpy(), rtol=0, atol=1e-6)
+    assert together.stop_reason[1] == alone.stop_reason[0]

@@ -222,7 +222,7 @@ def _minimum(loss: RowLoss, sample: int, at: Vector, slopes: Vector, c: Vector, 
     origin, jacobian = torch.from_numpy(at), torch.from_numpy(slopes)
     centre = torch.from_numpy(c)
 
-    def linear(points: Tensor) -> Tensor:
+    def linear(points: Tensor, _: Tensor) -> Tensor:
         return loss(origin + (points - centre) @ jacobian.T, sample)
 
     found = Lbfgs().minimise(

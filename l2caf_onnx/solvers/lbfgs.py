@@ -5,8 +5,8 @@ history in the tangent space of the point where it stands (Absil, Mahony & Sepul
 Manifolds", 2008, chapters 4 and 8; Huang, Gallivan & Absil, SIAM J. Optim. 25(3), 2015).
 
 Every sample is a search of its own, a generator that yields the point it wants evaluated; one evaluation of the tail
-serves the next point of each sample that is still searching. So steps, history and end of one sample never touch
-another's, and a batch costs as many evaluations as its slowest sample. Points are unit vectors u = f / r in float64
+serves the next point of each sample that is still searching, and of no other. So steps, history and end of one sample
+never touch another's, and a batch costs what its samples cost. Points are unit vectors u = f / r in float64
 (a few hundred numbers, for which numpy is quicker than torch), gradients are those by u; only the tail sees r u, in its
 own type.
 """
@@ -113,17 +113,18 @@ class Lbfgs:
         drawn /= np.linalg.norm(drawn)
         searches = [BestSoFar(_descend(self, u, _elsewhere(u, drawn, self.first_angle))) for u in starts]
         radii = sphere.radii(samples).double().cpu().numpy()
-        while any(search.running for search in searches):
-            filters = _filters(sphere, shape, [search.point for search in searches])
-            losses, gradients = evaluate(fn, filters)
+        while running := [i for i, search in enumerate(searches) if search.running]:
+            numbers = torch.tensor(running)
+            part = sphere.take(numbers)
+            losses, gradients = evaluate(fn, _filters(part, shape, [searches[i].point for i in running]), numbers)
             if not searches[0].evaluations:
                 refuse_unusable_start(losses)
-            by_filter = gradients.double().cpu().numpy().reshape(samples, cells)
-            for search, loss, radius, gradient in zip(searches, losses.tolist(), radii, by_filter, strict=True):
-                if search.running:
-                    search.tell(Value(loss, _tangent(search.point, radius * gradient)))
-                    if search.running and search.evaluations >= self.max_evaluations:
-                        search.end(f"The limit of {self.max_evaluations} evaluations was reached before it settled.")
+            by_filter = gradients.double().cpu().numpy().reshape(len(running), cells)
+            for i, loss, gradient in zip(running, losses.tolist(), by_filter, strict=True):
+                search = searches[i]
+                search.tell(Value(loss, _tangent(search.point, radii[i] * gradient)))
+                if search.running and search.evaluations >= self.max_evaluations:
+                    search.end(f"The limit of {self.max_evaluations} evaluations was reached before it settled.")
         return Solution(
             filter=_filters(sphere, shape, [search.best_point for search in searches]),
             loss=torch.tensor([search.best_loss for search in searches], dtype=losses.dtype, device=losses.device),
@@ -344,5 +345,6 @@ def _elsewhere(u: Vector, drawn: Vector, angle: float) -> tuple[Vector, ...]:
 
 
 def _filters(sphere: Sphere, shape: tuple[int, ...], points: Sequence[Vector]) -> torch.Tensor:
-    """The filters (N, *spatial) at unit vectors, one for each sample."""
-    return sphere.retract(torch.tensor(np.stack(points), dtype=sphere.dtype, device=sphere.device).reshape(shape))
+    """The filters (k, *spatial) at k unit vectors."""
+    w = torch.tensor(np.stack(points), dtype=sphere.dtype, device=sphere.device)
+    return sphere.retract(w.reshape(len(points), *shape[1:]))

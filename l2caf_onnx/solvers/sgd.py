@@ -72,8 +72,8 @@ def follow_schedule(
     """Take `steps` steps from `w`; at steps 0, `check_every`, ... stop what moved by less than `tolerance` in loss.
 
     As in both of the authors' programs the step of the iteration that stops is still taken, and the loss compared is
-    the one before it. A sample that has stopped keeps its w. The authors' loops run on through NaN; here a sample whose
-    loss is no longer finite goes back to its last w with a finite loss, and stops.
+    the one before it. A sample that has stopped keeps its w and is no longer evaluated. The authors' loops run on
+    through NaN; here a sample whose loss is no longer finite goes back to its last w with a finite loss, and stops.
     """
     samples = len(w)
     running = torch.ones(samples, dtype=torch.bool, device=w.device)
@@ -83,7 +83,7 @@ def follow_schedule(
     kept = w
     compared: Tensor | None = None
     for k in range(steps):
-        losses, gradient = evaluate(lambda w: fn(sphere.retract(w)), w)
+        losses, gradient = _evaluate_running(fn, sphere, w, running)
         if compared is None:
             refuse_unusable_start(losses)
             compared = torch.full_like(losses, _FIRST_COMPARISON)
@@ -111,6 +111,17 @@ def follow_schedule(
     return _conclude(fn, sphere, w, kept, evaluations=evaluations, reasons=reasons, responded=responded)
 
 
+def _evaluate_running(fn: LossFunction, sphere: Sphere, w: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (N,) and gradients by w (N, *spatial); of samples that are not `running` (N,) both are 0."""
+    samples = running.nonzero()[:, 0]
+    if len(samples) == len(w):
+        return evaluate(lambda w, numbers: fn(sphere.retract(w), numbers), w)
+    part = sphere.take(samples)
+    found, slopes = evaluate(lambda w, numbers: fn(part.retract(w), numbers), w[samples], samples.cpu())
+    losses = torch.zeros(len(w), dtype=found.dtype, device=found.device).index_copy_(0, samples, found)
+    return losses, torch.zeros_like(w).index_copy_(0, samples, slopes)
+
+
 def _conclude(
     fn: LossFunction,
     sphere: Sphere,
@@ -123,14 +134,15 @@ def _conclude(
 ) -> Solution:
     """The solution at `w` (N, *spatial), or at `kept` for the samples whose loss the last step broke."""
     with torch.no_grad():
+        everyone = torch.arange(len(w))
         filters = sphere.retract(w)
-        losses = fn(filters)
+        losses = fn(filters, everyone)
         broken = ~torch.isfinite(losses)
         if bool(broken.any()):
             for i in _indices(broken):
                 reasons[i] = "The last step made the loss not finite; the filter before it is kept."
             filters = sphere.retract(_where(broken, kept, w))
-            losses = fn(filters)
+            losses = fn(filters, everyone)
     for i in _indices(~responded):
         reasons[i] += " The gradient was exactly zero at every step: the loss did not respond to the filter."
     return Solution(filter=filters.detach(), loss=losses.detach(), evaluations=evaluations, stop_reason=tuple(reasons))

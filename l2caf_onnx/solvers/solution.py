@@ -1,7 +1,8 @@
 """What a solver is given and what it gives back, whichever it is.
 
-A solver minimises a loss over a sphere for N samples at once. It knows one function of the filters (N, *spatial), that
-gives N losses, loss i depending on filter i alone; one call evaluates the tail for the whole batch.
+A solver minimises a loss over a constraint set for N samples at once. It knows one function of filters and of the
+numbers of the samples that they are for, loss i depending on filter i alone; one call evaluates the tail for all
+samples that are still searching, and those that have finished are no longer in it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from torch import Tensor
 from l2caf_onnx.errors import SolverError
 from l2caf_onnx.filters import Sphere
 
-LossFunction = Callable[[Tensor], Tensor]
-"""Filters (N, *spatial) -> losses (N,), differentiable and separable over the samples."""
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""Filters (k, *spatial), and (k,) int64 on the CPU, the samples of the batch of N that they are for -> losses (k,).
+
+Differentiable and separable: loss i depends on filter i and sample i alone. A sample may be asked for more than once.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,15 +62,16 @@ class Solver(Protocol):
         ...
 
 
-def evaluate(fn: LossFunction, f: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses (N,) of `f` (N, *spatial) and each one's gradient by its own filter; neither is part of a graph.
+def evaluate(fn: LossFunction, f: Tensor, samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The losses (k,) of `f` (k, *spatial) and each one's gradient by its own filter; neither is part of a graph.
 
-    The caller's grad mode does not matter, and no other tensor collects a gradient. A loss that does not depend on `f`
-    has gradient zero.
+    `samples` (k,) int64 says which sample each is for; None: the first k, in their order. The caller's grad mode does
+    not matter, and no other tensor collects a gradient. A loss that does not depend on `f` has gradient zero.
     """
+    numbers = torch.arange(len(f)) if samples is None else samples
     with torch.inference_mode(False), torch.enable_grad():
         leaf = f.detach().clone().requires_grad_(True)
-        losses = fn(leaf)
+        losses = fn(leaf, numbers)
         if losses.shape != (len(f),):
             raise ValueError(f"the loss function gave shape {tuple(losses.shape)} for {len(f)} filters")
         if not losses.requires_grad:
