@@ -2,7 +2,8 @@
 
 Weights are random (nothing is downloaded) but for batch norms, whose statistics are those of random pictures, so that
 activations live, and for what starts at nearly 0 (layer scales, a last layer), which is drawn too. Each export runs in
-a process of its own, which gives its memory back; what exists is kept. The files lie in models/zoo/, outside of git.
+a process of its own, which gives its memory back; what exists is kept. The files lie in models/zoo/, outside of git;
+the networks called small-* lie in models/ and are committed: `--only 'small-*'` makes them anew once they are removed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import onnx
 import torch
 from torch import nn
 
-ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
+MODELS = Path(__file__).resolve().parents[1] / "models"
+ZOO = MODELS / "zoo"
 ALL = ("ts11", "ts13", "ts17", "dynamo18", "dynamo20", "dynamo23")
 BOTH = ("ts17", "dynamo20")
 DERIVED = ("ort-basic", "ort-extended", "onnxsim", "onnxslim")
@@ -32,20 +34,51 @@ LIMIT = 600  # seconds an export
 class Crnn(nn.Module):
     """Text recognition in small: convolutions, then a bidirectional LSTM along the width."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 16, hidden: int = 48) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d((4, 2)),
+            nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(), nn.MaxPool2d((4, 2)),
         )  # fmt: skip
-        self.lstm = nn.LSTM(128, 48, bidirectional=True)
-        self.head = nn.Linear(96, 37)
+        self.lstm = nn.LSTM(8 * width, hidden, bidirectional=True)
+        self.head = nn.Linear(2 * hidden, 37)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 1, 32, W) -> (W / 4, N, 37)."""
         y = self.features(x)
         y = y.flatten(1, 2).permute(2, 0, 1)
         return self.head(self.lstm(y)[0])  # type: ignore[no-any-return]
+
+
+class Video(nn.Module):
+    """A residual network over frames in small, in the manner of torchvision's r3d_18."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv3d(3, 8, 3, stride=(1, 2, 2), padding=1), nn.BatchNorm3d(8), nn.ReLU())
+        self.block = nn.Sequential(
+            nn.Conv3d(8, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(),
+            nn.Conv3d(8, 8, 3, padding=1), nn.BatchNorm3d(8),
+        )  # fmt: skip
+        self.down = nn.Sequential(nn.Conv3d(8, 16, 3, stride=2, padding=1), nn.BatchNorm3d(16), nn.ReLU())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(16, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, T, H, W) -> (N, 10)."""
+        y = self.stem(x)
+        return self.head(self.down(nn.functional.relu(y + self.block(y))))  # type: ignore[no-any-return]
+
+
+def _small_swin() -> nn.Module:
+    from torchvision.models import SwinTransformer
+
+    return SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], num_classes=10)  # type: ignore[no-any-return]
+
+
+def _small_vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10)  # type: ignore[no-any-return]
 
 
 def _vision(name: str, **options: Any) -> Callable[[], nn.Module]:
@@ -70,6 +103,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, .
     "densenet169": (_vision("densenet169"), (1, 3, 224, 224), BOTH, ()),
     "convnext_tiny": (_vision("convnext_tiny"), (1, 3, 224, 224), BOTH, ("ort-extended",)),
     "r3d_18": (lambda: _video(), (1, 3, 8, 64, 64), BOTH, ()),
+    "small-crnn": (lambda: Crnn(4, 8), (2, 1, 32, 64), ("ts11", "ts17", "dynamo20"), ("ort-extended",)),
+    "small-swin": (_small_swin, (1, 3, 32, 32), ("ts17",), ("ort-extended",)),
+    "small-vit": (_small_vit, (1, 3, 32, 32), ("ts17", "dynamo20"), ()),
+    "small-video": (Video, (1, 3, 4, 16, 16), ("dynamo20",), ()),
 }
 
 
@@ -89,17 +126,21 @@ def wanted() -> list[str]:
     return names
 
 
+def path_of(name: str) -> Path:
+    return (MODELS if name.startswith("small-") else ZOO) / f"{name}.onnx"
+
+
 def export(name: str) -> None:
     """Make one file, under a temporary name first."""
     ZOO.mkdir(parents=True, exist_ok=True)
     temporary = ZOO / f".{name}.part.onnx"
     suffix = next((d for d in DERIVED if name.endswith(d)), None)
     if suffix is not None:
-        _derive(ZOO / f"{name.removesuffix(f'-{suffix}')}.onnx", suffix, temporary)
+        _derive(path_of(name.removesuffix(f"-{suffix}")), suffix, temporary)
     else:
         network, exporter = name.rsplit("-", 1)
         _export(network, exporter, temporary)
-    temporary.rename(ZOO / f"{name}.onnx")
+    temporary.rename(path_of(name))
 
 
 def _export(network: str, exporter: str, path: Path) -> None:
@@ -114,7 +155,17 @@ def _export(network: str, exporter: str, path: Path) -> None:
     opset = int(exporter.removeprefix("dynamo").removeprefix("ts"))
     options: dict[str, Any] = {"external_data": False} if dynamo else {"dynamic_axes": {"input": {0: "n"}}}
     torch.onnx.export(module, (x,), str(path), input_names=["input"], opset_version=opset, dynamo=dynamo, **options)
+    _without_paths(path)
     onnx.checker.check_model(str(path))
+
+
+def _without_paths(path: Path) -> None:
+    """Drop the stack traces that the exporter writes at every node: they name folders of the machine that exported."""
+    proto = onnx.load(path)
+    for node in (*proto.graph.node, *(n for f in proto.functions for n in f.node)):
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    onnx.save(proto, path)
 
 
 def _settle(module: nn.Module, shape: tuple[int, ...]) -> None:
@@ -173,7 +224,7 @@ def main() -> None:
         return
     failed = []
     for name in wanted():
-        if not fnmatch(name, asked.only) or (ZOO / f"{name}.onnx").exists():
+        if not fnmatch(name, asked.only) or path_of(name).exists():
             continue
         command = [sys.executable, __file__, "--one", name]
         try:
