@@ -133,14 +133,14 @@ def extract(model: Model, inputs: Iterable[str], outputs: Iterable[str], *, name
 
 
 def _declare(value: ir.Value, info: TensorInfo | None) -> None:
-    """Give an input or output the type and shape that are known of it; files without them are refused elsewhere."""
+    """Give an input or output the type and shape that are known of it; a file that lacks them is refused elsewhere."""
     if info is None:
         return
     if value.type is None and info.dtype == "str":
         value.type = ir.TensorType(ir.DataType.STRING)
     elif value.type is None and info.dtype not in ("?", *NO_TENSORS):
         value.type = ir.TensorType(ir.DataType.from_numpy(numpy_type(info.dtype)))
-    if value.type is not None and value.shape is None and info.shape is not None:
+    if value.type is not None and info.shape is not None:  # what the file declares may be vaguer, or a lie
         value.shape = ir.Shape([d if isinstance(d, int) else (None if d == "?" else d) for d in info.shape])
 
 

@@ -199,9 +199,32 @@ def load(source: str | Path | bytes | onnx.ModelProto | Model) -> Model:
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
     check_nodes(proto, where)
-    for node in walk(proto.graph):
-        node.name = label(node)  # onnxruntime's messages say which node by its name alone
+    _name_nodes(proto.graph)
     return Model(proto, base_dir=base_dir if external else None, name=name)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give each node a name of its own: onnxruntime's messages tell a node by it alone, and it refuses one given twice.
+
+    What has a name keeps it, the first of several that share it; the others are called after their output.
+    """
+    nodes = list(walk(graph))
+    taken: set[str] = set()
+    nameless = []
+    for node in nodes:
+        if node.name and node.name not in taken:
+            taken.add(node.name)
+        else:
+            node.name = ""
+            nameless.append(node)
+    for node in nameless:
+        base = name = label(node)
+        count = 1
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        node.name = name
+        taken.add(name)
 
 
 def _read(path: Path) -> bytes:

@@ -44,10 +44,7 @@ def tensors(model: Model) -> dict[str, TensorInfo]:
 def _tensors(model: Model) -> dict[str, TensorInfo]:
     inferred = _infer(_skeleton(model))
     found = {i.name: i for i in model.inputs}
-    known = {
-        v.name: value_to_info(v)
-        for v in (*model.proto.graph.value_info, *model.proto.graph.output, *inferred.value_info, *inferred.output)
-    }
+    known = {v.name: value_to_info(v) for v in (*inferred.value_info, *inferred.output)}
     for tensor in inferred.initializer:  # what stands for a constant node, too
         known[tensor.name] = TensorInfo(tensor.name, dtype_name(tensor.data_type), tuple(tensor.dims))
     for name in model.names:
@@ -169,13 +166,52 @@ def _fits(op_type: str, values: list[NDArray[Any]]) -> bool:
     return True
 
 
+def _without_lies(skeleton: onnx.ModelProto) -> None:
+    """Drop what is declared of tensors inside and of outputs, where inference from the inputs alone finds otherwise."""
+    undeclared = onnx.ModelProto()
+    undeclared.CopyFrom(skeleton)
+    del undeclared.graph.value_info[:]
+    for value in undeclared.graph.output:
+        value.ClearField("type")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(undeclared, data_prop=True).graph
+    except Exception:  # noqa: BLE001  # as in `_infer`; what is declared remains
+        return
+    found = {
+        v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output) if v.type.HasField("tensor_type")
+    }
+    true = [v for v in skeleton.graph.value_info if _may_be(v.type.tensor_type, found.get(v.name))]
+    del skeleton.graph.value_info[:]
+    skeleton.graph.value_info.extend(true)
+    for value in skeleton.graph.output:
+        if not _may_be(value.type.tensor_type, found.get(value.name)):
+            value.type.tensor_type.CopyFrom(found[value.name])
+
+
+def _may_be(declared: onnx.TypeProto.Tensor, inferred: onnx.TypeProto.Tensor | None) -> bool:
+    """Whether both can be said of one tensor."""
+    if inferred is None:
+        return True
+    if inferred.elem_type and declared.elem_type and inferred.elem_type != declared.elem_type:
+        return False
+    if not (inferred.HasField("shape") and declared.HasField("shape")):
+        return True
+    ours, theirs = inferred.shape.dim, declared.shape.dim
+    return len(ours) == len(theirs) and all(
+        a.dim_value == b.dim_value
+        for a, b in zip(ours, theirs, strict=True)
+        if a.HasField("dim_value") and b.HasField("dim_value")
+    )
+
+
 def _infer(skeleton: onnx.ModelProto) -> onnx.GraphProto:
     """Inference, again while ranks come to light that it does not see."""
+    _without_lies(skeleton)
     inferred = skeleton.graph
     for _ in range(_ROUNDS):
         try:
             inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
-        except Exception:  # noqa: BLE001  # it raises many types on declared shapes that lie; what is declared remains
+        except Exception:  # noqa: BLE001  # it raises many types on graphs that cannot be; what is declared remains
             return inferred
         added = _ranks(inferred)
         if not added:

@@ -87,6 +87,16 @@ def test_nodes_without_a_name_are_called_after_their_output() -> None:
     assert [n.name for n in model.proto.graph.node] == ["named", "y"]
 
 
+def test_nodes_of_one_name_are_told_apart() -> None:
+    """onnxruntime refuses a name given twice; a name made up for a nameless node must not make one."""
+    model = text(
+        "g (float[N,2,3,3] x) => (float[N,2,3,3] y) <float[1] w = {3}> "
+        "{ a = Relu (x) [a] b = Relu (a) [same] c = Abs (b) [same] y = Add (c, w) }"
+    )
+    assert [n.name for n in model.proto.graph.node] == ["a_2", "a", "same", "y"]
+    np.testing.assert_array_equal(caf.run(model, {"x": X})["y"], RIGHT)
+
+
 def test_operators_that_onnxruntime_writes_into_the_standard_domain() -> None:
     model = text(
         '<ir_version: 8, opset_import: ["": 13]> g (float[2,3,4] x) => (float[2,3,4] y) <float[4] s = {1, 1, 1, 1}> '

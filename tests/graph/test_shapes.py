@@ -104,8 +104,29 @@ def test_weights_are_not_copied_for_inference(kind: str, monkeypatch: pytest.Mon
 
 def test_declared_shapes_that_lie_do_no_harm() -> None:
     model = text("g (float[N,3,8,8] x) => (float[N,5,8,8] y) <float[N,7] a> { a = Relu (x) y = Relu (a) }")
-    assert set(tensors(model)) == {"x", "a", "y"}
-    assert caf.breakpoints(model)[0].name == "x"
+    assert {i.shape for i in tensors(model).values()} == {("N", 3, 8, 8)}
+    assert [(b.name, b.shape) for b in caf.breakpoints(model)] == [(n, ("N", 3, 8, 8)) for n in "xay"]
+
+
+LIES = {"sizes": "float[1,3,5,5] a", "rank": "float[1,3,5] a", "after it": "float[1,3,5,5] b, float[1,2] m"}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_is_declared_wrongly_of_the_tensors_inside_is_overruled(lie: str) -> None:
+    """onnxruntime runs such models: the sizes are only declared."""
+    model = text(
+        f"g (float[1,3,8,8] x) => (float[1,9] y) <{LIES[lie]}> "
+        "{ a = Relu (x) b = Neg (a) m = ReduceMean <axes = [2,3], keepdims = 0> (b) y = Exp (m) }"
+    )
+    found = caf.attend(model, {"x": normal(1, 3, 8, 8)}, at="a")
+    assert found.filter.shape == (1, 8, 8)
+    assert found.proof.ok
+    assert caf.cut(model, "b").tail.inputs[0].shape == (1, 3, 8, 8)
+
+
+def test_what_is_declared_serves_where_nothing_can_be_inferred() -> None:
+    model = text("g (float[1,3,8,8] x) => (float[1,3,4,4] y) <float[1,3,4,4] a> { a = acme.Halve (x) y = Relu (a) }")
+    assert {n: i.shape for n, i in tensors(model).items() if n != "x"} == {"a": (1, 3, 4, 4), "y": (1, 3, 4, 4)}
 
 
 # --- operators of onnxruntime's own, against what onnxruntime makes of them
