@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 import numbers
+from abc import abstractmethod
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
@@ -52,9 +54,52 @@ def parse_radius(radius: float | str, cells: int) -> float:
     return rho
 
 
+class ConstraintSet(Protocol):
+    """A set of filters, one for each sample of a batch (N, *spatial), whose size a radius r gives."""
+
+    @property
+    def name(self) -> str:
+        """As `attend(constraint=...)` takes it."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the points that it makes."""
+        ...
+
+    @property
+    def device(self) -> torch.device | str:
+        """Where it makes them."""
+        ...
+
+    def radii(self, samples: int) -> Tensor:
+        """R of each sample, (samples,)."""
+        ...
+
+    def take(self, samples: Tensor) -> ConstraintSet:
+        """The same for the `samples` (k,) int64 of the batch."""
+        ...
+
+    def retract(self, w: Tensor) -> Tensor:
+        """The point of the set that belongs to any `w` (N, *spatial) but 0, differentiable by w."""
+        ...
+
+    def uniform_point(self, shape: tuple[int, ...]) -> Tensor:
+        """The filter of shape (N, *spatial) with one positive value in all cells, that has no preference."""
+        ...
+
+    def random_point(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """A point of the set drawn at random, the same but for its radius for each sample of `shape`."""
+        ...
+
+    def normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draws from N(0, 1), the same for each sample of `shape`: a sample's answer must not hang on its batch."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Sphere:
-    """The constraint set "l2": {f : ||f|| = r}, one sphere for each sample of a batch (N, *spatial).
+class _Scaled:
+    """What the constraint sets share: a radius, and points made from draws by `retract`.
 
     Attributes:
         radius: r (not rho), one for all samples or a tensor (N,).
@@ -76,10 +121,34 @@ class Sphere:
         """R of each sample, (samples,)."""
         return torch.as_tensor(self.radius, dtype=self.dtype, device=self.device).expand(samples)
 
-    def take(self, samples: Tensor) -> Sphere:
+    def take(self, samples: Tensor) -> Self:
         """The same for the `samples` (k,) int64 of the batch."""
         radius = torch.as_tensor(self.radius)
         return self if radius.ndim == 0 or len(radius) == 1 else replace(self, radius=radius[samples.to(radius.device)])
+
+    @abstractmethod
+    def retract(self, w: Tensor) -> Tensor:
+        """See `ConstraintSet.retract`."""
+
+    def uniform_point(self, shape: tuple[int, ...]) -> Tensor:
+        """The filter of shape (N, *spatial) with one positive value in all cells, that has no preference."""
+        return self.retract(torch.ones(shape, dtype=self.dtype, device=self.device))
+
+    def random_point(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """The point of a draw from N(0, 1), the *same* for each sample of `shape` (N, *spatial) but for its radius."""
+        return self.retract(self.normal(shape, generator))
+
+    def normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draws from N(0, 1), the same for each sample of `shape`: a sample's answer must not hang on its batch."""
+        draw = torch.randn(shape[1:], generator=generator, dtype=self.dtype, device=generator.device)
+        return draw.to(self.device).expand(shape).clone()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sphere(_Scaled):
+    """The constraint set "l2": {f : ||f|| = r}. Its random points are spread uniformly over it."""
+
+    name = "l2"
 
     def retract(self, w: Tensor) -> Tensor:
         """The point r w / ||w|| for each sample of `w` (N, *spatial), differentiable; zero, that has none, stays so."""
@@ -93,18 +162,60 @@ class Sphere:
         inner = (f_ * g_).sum(axes, keepdim=True) / (f_ * f_).sum(axes, keepdim=True)
         return (g_ - f_ * inner).to(g.dtype)
 
-    def uniform_point(self, shape: tuple[int, ...]) -> Tensor:
-        """The filter of shape (N, *spatial) with one positive value in all cells, that has no preference."""
-        return self.retract(torch.ones(shape, dtype=self.dtype, device=self.device))
 
-    def random_point(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """A point drawn uniformly from the sphere, the *same direction* for each sample of `shape` (N, *spatial)."""
-        return self.retract(self.normal(shape, generator))
+@dataclass(frozen=True, slots=True, eq=False)
+class NonnegSphere(_Scaled):
+    """The constraint set "l2-nonneg": {f : f >= 0, ||f|| = r}, the part of the sphere that inverts no cell.
 
-    def normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draws from N(0, 1), the same for each sample of `shape`: a sample's answer must not hang on its batch."""
-        draw = torch.randn(shape[1:], generator=generator, dtype=self.dtype, device=generator.device)
-        return draw.to(self.device).expand(shape).clone()
+    A minimum obeys the conditions of Karush, Kuhn and Tucker (Nocedal & Wright, "Numerical Optimization", 2nd edition,
+    theorem 12.1): with t = g - f <f, g> / r^2, t = 0 where f > 0 and t >= 0 where f = 0.
+    """
+
+    name = "l2-nonneg"
+
+    def retract(self, w: Tensor) -> Tensor:
+        """The point r |w| / ||w||, differentiable but where a cell is 0; zero, that has none, stays so.
+
+        Folded, not cut off at 0: a cell that max(w, 0) has set to 0 gets no gradient that could bring it back.
+        """
+        norm = _lengths(w).clamp_min(torch.finfo(w.dtype).tiny)
+        return w.abs() * (_column(self.radii(len(w)).to(w), w.ndim) / norm)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Simplex(_Scaled):
+    """The constraint set "softmax": {f : f > 0, sum f = s}, as f = s softmax(w) over all cells, s = r sqrt(cells).
+
+    The uniform filter then has norm r as on the sphere, and at rho = 1 it is the filter of ones. The softmax that Taha
+    et al. compare with has total 1, which is r = 1 / sqrt(cells), rho = 1 / cells; r = 1 ("unit") has total
+    sqrt(cells). The set is open: an infimum at a single cell is approached as w grows, and not attained.
+    """
+
+    name = "softmax"
+
+    def retract(self, w: Tensor) -> Tensor:
+        """The point s softmax(w) for each sample of `w` (N, *spatial), differentiable."""
+        totals = self.radii(len(w)).to(w) * math.sqrt(math.prod(w.shape[1:]))
+        return _column(totals, w.ndim) * torch.softmax(w.flatten(1), dim=1).reshape(w.shape)
+
+
+_SETS: dict[str, type[Sphere | NonnegSphere | Simplex]] = {kind.name: kind for kind in (Sphere, NonnegSphere, Simplex)}
+
+CONSTRAINTS: tuple[str, ...] = tuple(_SETS)
+"""The names of the constraint sets."""
+
+
+def constraint_set(
+    name: str, norm: float | Tensor, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> ConstraintSet:
+    """The constraint set of that name, of which the uniform filter has the `norm` (not rho), one or (N,).
+
+    Raises:
+        InputError: there is none of that name, or the norm is not positive and finite.
+    """
+    if name not in _SETS:
+        raise InputError(f"There is no constraint {name!r}.", how=f"Choose one of {', '.join(CONSTRAINTS)}.")
+    return _SETS[name](norm, dtype=dtype, device=device)
 
 
 def heatmap(filter: Tensor, size: tuple[int, ...], *, absolute: bool) -> tuple[Tensor, list[bool]]:

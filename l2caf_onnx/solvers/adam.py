@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2caf_onnx.filters import Sphere
+from l2caf_onnx.filters import ConstraintSet
 
 from .sgd import follow_schedule
 from .solution import LossFunction, Solution
@@ -20,8 +20,9 @@ from .solution import LossFunction, Solution
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adam:
-    """Adam on w, unconstrained, with a learning rate that falls linearly to 0; the tail sees r w / ||w||.
+    """Adam on w, unconstrained, with a learning rate that falls linearly to 0.
 
+    The tail sees the point of the constraint set that belongs to w: r w / ||w|| on the sphere, which is the authors'.
     w starts from N(0, 1), the same draw for each sample. What is returned, and what `evaluations` counts, is as in
     `Sgd`. (Which of two w their last call fetches, that before or after its step, TensorFlow leaves open; this is the
     one after it.)
@@ -47,13 +48,13 @@ class Adam:
     name = "adam"
 
     def minimise(
-        self, fn: LossFunction, sphere: Sphere, shape: tuple[int, ...], *, generator: torch.Generator
+        self, fn: LossFunction, constraint: ConstraintSet, shape: tuple[int, ...], *, generator: torch.Generator
     ) -> Solution:
         """See `Solver.minimise`."""
-        w = sphere.normal(shape, generator)
+        w = constraint.normal(shape, generator)
         return follow_schedule(
             fn,
-            sphere,
+            constraint,
             w,
             _Moments(self, torch.zeros_like(w), torch.zeros_like(w)).step,
             steps=self.steps,

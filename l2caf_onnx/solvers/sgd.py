@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2caf_onnx.filters import Sphere
+from l2caf_onnx.filters import ConstraintSet
 
 from .solution import LossFunction, Solution, evaluate, refuse_unusable_start
 
@@ -26,9 +26,10 @@ _FIRST_COMPARISON = 32767.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sgd:
-    """Gradient descent without momentum on w, unconstrained; the tail sees r w / ||w||. w starts at ones.
+    """Gradient descent without momentum on w, unconstrained, from w = 1.
 
-    The filter returned is r w / ||w|| for the last w, as in the authors' program, even if an earlier one was better.
+    The tail sees the point of the constraint set that belongs to w: r w / ||w|| on the sphere, which is the authors'.
+    The filter returned is that of the last w, as in the authors' program, even if an earlier one was better.
     Its loss takes one more evaluation, without gradient, that `evaluations` does not count.
 
     Attributes:
@@ -48,13 +49,13 @@ class Sgd:
     name = "sgd"
 
     def minimise(
-        self, fn: LossFunction, sphere: Sphere, shape: tuple[int, ...], *, generator: torch.Generator
+        self, fn: LossFunction, constraint: ConstraintSet, shape: tuple[int, ...], *, generator: torch.Generator
     ) -> Solution:
         """See `Solver.minimise`; nothing is random here."""
         return follow_schedule(
             fn,
-            sphere,
-            torch.ones(shape, dtype=sphere.dtype, device=sphere.device),
+            constraint,
+            torch.ones(shape, dtype=constraint.dtype, device=constraint.device),
             self._step,
             steps=self.steps,
             check_every=self.check_every,
@@ -67,7 +68,14 @@ class Sgd:
 
 
 def follow_schedule(
-    fn: LossFunction, sphere: Sphere, w: Tensor, step: Step, *, steps: int, check_every: int, tolerance: float
+    fn: LossFunction,
+    constraint: ConstraintSet,
+    w: Tensor,
+    step: Step,
+    *,
+    steps: int,
+    check_every: int,
+    tolerance: float,
 ) -> Solution:
     """Take `steps` steps from `w`; at steps 0, `check_every`, ... stop what moved by less than `tolerance` in loss.
 
@@ -83,7 +91,7 @@ def follow_schedule(
     kept = w
     compared: Tensor | None = None
     for k in range(steps):
-        losses, gradient = _evaluate_running(fn, sphere, w, running)
+        losses, gradient = _evaluate_running(fn, constraint, w, running)
         if compared is None:
             refuse_unusable_start(losses)
             compared = torch.full_like(losses, _FIRST_COMPARISON)
@@ -108,15 +116,15 @@ def follow_schedule(
             compared = losses
         if not bool(running.any()):
             break
-    return _conclude(fn, sphere, w, kept, evaluations=evaluations, reasons=reasons, responded=responded)
+    return _conclude(fn, constraint, w, kept, evaluations=evaluations, reasons=reasons, responded=responded)
 
 
-def _evaluate_running(fn: LossFunction, sphere: Sphere, w: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
+def _evaluate_running(fn: LossFunction, constraint: ConstraintSet, w: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
     """Losses (N,) and gradients by w (N, *spatial); of samples that are not `running` (N,) both are 0."""
     samples = running.nonzero()[:, 0]
     if len(samples) == len(w):
-        return evaluate(lambda w, numbers: fn(sphere.retract(w), numbers), w)
-    part = sphere.take(samples)
+        return evaluate(lambda w, numbers: fn(constraint.retract(w), numbers), w)
+    part = constraint.take(samples)
     found, slopes = evaluate(lambda w, numbers: fn(part.retract(w), numbers), w[samples], samples.cpu())
     losses = torch.zeros(len(w), dtype=found.dtype, device=found.device).index_copy_(0, samples, found)
     return losses, torch.zeros_like(w).index_copy_(0, samples, slopes)
@@ -124,7 +132,7 @@ def _evaluate_running(fn: LossFunction, sphere: Sphere, w: Tensor, running: Tens
 
 def _conclude(
     fn: LossFunction,
-    sphere: Sphere,
+    constraint: ConstraintSet,
     w: Tensor,
     kept: Tensor,
     *,
@@ -135,13 +143,13 @@ def _conclude(
     """The solution at `w` (N, *spatial), or at `kept` for the samples whose loss the last step broke."""
     with torch.no_grad():
         everyone = torch.arange(len(w))
-        filters = sphere.retract(w)
+        filters = constraint.retract(w)
         losses = fn(filters, everyone)
         broken = ~torch.isfinite(losses)
         if bool(broken.any()):
             for i in _indices(broken):
                 reasons[i] = "The last step made the loss not finite; the filter before it is kept."
-            filters = sphere.retract(_where(broken, kept, w))
+            filters = constraint.retract(_where(broken, kept, w))
             losses = fn(filters, everyone)
     for i in _indices(~responded):
         reasons[i] += " The gradient was exactly zero at every step: the loss did not respond to the filter."

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l2caf_onnx.errors import SolverError
-from l2caf_onnx.filters import Sphere
+from l2caf_onnx.filters import ConstraintSet
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Filters (k, *spatial), and (k,) int64 on the CPU, the samples of the batch of N that they are for -> losses (k,).
@@ -29,7 +29,7 @@ class Solution:
     """Where a solver ended, for each of N samples.
 
     Attributes:
-        filter: (N, *spatial), on the sphere.
+        filter: (N, *spatial), on the constraint set.
         loss: (N,) at `filter`.
         evaluations: (N,) int64, how often the tail was evaluated with its gradient until the sample stopped.
         stop_reason: N sentences: why it stopped there.
@@ -50,9 +50,9 @@ class Solver(Protocol):
         ...
 
     def minimise(
-        self, fn: LossFunction, sphere: Sphere, shape: tuple[int, ...], *, generator: torch.Generator
+        self, fn: LossFunction, constraint: ConstraintSet, shape: tuple[int, ...], *, generator: torch.Generator
     ) -> Solution:
-        """Minimise `fn` over filters of `shape` (N, *spatial) on `sphere`; randomness comes from `generator` alone.
+        """Minimise `fn` over filters of `shape` (N, *spatial) on `constraint`; randomness comes from `generator` alone.
 
         Every sample goes its own way and stops for itself: its answer is the one that it gets alone.
 
