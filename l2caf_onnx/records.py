@@ -48,7 +48,7 @@ class Breakpoint:
         layout: One letter an axis, such as "NCHW": N batch, C channel, the others spatial.
         grid: Of tokens that stand for the cells of a grid, which: "14x14", or "1+14x14" after one class token; else "".
         bypass: The other tensors that cross the cut there, held at their recorded values; empty for a clean cut.
-        affine: Whether every operator from here to the outputs is affine in this tensor; None where not yet judged.
+        affine: Whether every operator from here to all outputs that it reaches is affine in this tensor, by the graph.
         quantised: Whether it holds quantised integers whose scale and zero point the graph gives.
     """
 
@@ -57,8 +57,8 @@ class Breakpoint:
     shape: Shape
     layout: str
     bypass: tuple[str, ...]
+    affine: bool
     grid: str = ""
-    affine: bool | None = None
     quantised: bool = False
 
     @property

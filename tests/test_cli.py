@@ -108,6 +108,7 @@ class TestInspect:
         rows = [line.split() for line in found.out.splitlines()]
         assert rows[1][:4] == ["image", "Input", "Nx3x16x16", "NCHW"]
         assert rows[2][0] == "conv"
+        assert [row[0] for row in rows[1:-1] if "affine" in row] == ["aside"]  # the others end in a softmax
         assert "<- last" in found.out.splitlines()[-2]
 
     def test_json(self, command: Command, model: Path) -> None:
@@ -117,6 +118,8 @@ class TestInspect:
         assert by_name["conv"]["shape"] == ["N", 6, 16, 16]
         assert by_name["conv"]["layout"] == "NCHW"
         assert by_name["conv"]["bypass"] == []
+        assert [name for name, b in by_name.items() if b["affine"]] == ["aside"]
+        assert all(isinstance(b["affine"], bool) for b in found)
 
     def test_a_model_without_any(self, command: Command, tmp_path: Path) -> None:
         text = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 3] x) => (float[N, 3] y) { y = Relu(x) }'

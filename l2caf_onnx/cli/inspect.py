@@ -19,7 +19,8 @@ def inspect(
 ) -> None:
     """List the breakpoints of MODEL: tensors with two spatial cells or more, which a filter can multiply.
 
-    "clean" marks a cut that nothing bypasses; "<- last" the last tensor with spatial axes, a good first --at.
+    "affine" marks a tail that is affine in the tensor: the best filter is found without search. "clean" marks a cut
+    that nothing bypasses; "<- last" the last tensor with spatial axes, a good first --at.
     """
     from l2caf_onnx.graph.breakpoints import breakpoints
     from l2caf_onnx.graph.model import load
@@ -37,14 +38,16 @@ def inspect(
             b.op_type + (" (quantised)" if b.quantised else ""),
             "x".join(str(d) for d in b.shape),
             b.layout + (f"[{b.grid}]" if b.grid else ""),
+            "affine" if b.affine else "",
             ("clean" if b.clean else "bypass: " + ", ".join(b.bypass)) + (" <- last" if b is found[-1] else ""),
         )
         for b in found
     ]
-    print_table(("tensor", "op", "shape", "layout", "cut"), rows)
-    clean = sum(b.clean for b in found)
+    print_table(("tensor", "op", "shape", "layout", "tail", "cut"), rows)
+    clean, affine = sum(b.clean for b in found), sum(b.affine for b in found)
     typer.echo(
-        f"{len(found)} breakpoints, {clean} of them clean. Break at one: l2caf-onnx attend {model} INPUT --at TENSOR"
+        f"{len(found)} breakpoints, {clean} of them clean, {affine} with an affine tail. "
+        f"Break at one: l2caf-onnx attend {model} INPUT --at TENSOR"
     )
 
 

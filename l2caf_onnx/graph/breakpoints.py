@@ -10,6 +10,7 @@ from math import prod
 from l2caf_onnx.errors import CutError, UnsupportedModelError
 from l2caf_onnx.records import Breakpoint, Shape, TensorInfo
 
+from .affine import affine_among
 from .layout import axes, check_layout, grids, layouts
 from .model import Model
 from .paths import reaching
@@ -40,7 +41,7 @@ def _breakpoints(model: Model) -> tuple[Breakpoint, ...]:
         and _multipliable(model, infos[name])
         and _has_cells(infos[name], letters[name])
     ]
-    crossing = _crossing(model, names, live)
+    crossing, affine = _crossing(model, names, live), affine_among(model, names)
     return tuple(
         Breakpoint(
             name=name,
@@ -49,6 +50,7 @@ def _breakpoints(model: Model) -> tuple[Breakpoint, ...]:
             layout=letters[name],
             grid=str(found.get(name, "")),
             bypass=crossing[name],
+            affine=name in affine and infos[name].dtype in FLOATS,  # else it is rounded even where nothing follows
             quantised=infos[name].dtype not in FLOATS,
         )
         for name in names

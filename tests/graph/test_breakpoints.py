@@ -28,9 +28,9 @@ def test_what_a_breakpoint_tells() -> None:
         text("g (float[N,2,H,3] x) => (float[N,2,H,3] y) { [n] a = Conv (x, k) y = Add (x, a) k = Constant <value = "
              "float[2,2,1,1] {1,1,1,1}> () }")
     )  # fmt: skip
-    assert a == caf.Breakpoint(name="x", op_type="Input", shape=("N", 2, "H", 3), layout="NCHW", bypass=())
-    assert b == caf.Breakpoint(name="a", op_type="Conv", shape=("N", 2, "?", 3), layout="NCHW", bypass=())
-    assert (c.name, c.op_type, c.affine, c.quantised) == ("y", "Add", None, False)
+    assert a == caf.Breakpoint(name="x", op_type="Input", shape=("N", 2, "H", 3), layout="NCHW", bypass=(), affine=True)
+    assert b == caf.Breakpoint(name="a", op_type="Conv", shape=("N", 2, "?", 3), layout="NCHW", bypass=(), affine=True)
+    assert (c.name, c.op_type, c.affine, c.quantised) == ("y", "Add", True, False)
 
 
 def test_clean_and_bypass() -> None:
