@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,10 +36,11 @@ class Cache:
     with weights in it (a cut, a session, a converted tail): the `size` that were used last are kept.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: Callable[[], int]) -> None:
+        """`size` is asked once, when the first product comes: counting the bytes of a large model takes long."""
         self._facts: dict[str, object] = {}
         self._products: OrderedDict[Hashable, object] = OrderedDict()
-        self._size = size
+        self._size = cache(size)
 
     def __len__(self) -> int:
         return len(self._facts) + len(self._products)
@@ -53,7 +54,7 @@ class Cache:
         found = self._products[key] if key in self._products else make()  # `make` may itself ask for other products
         self._products[key] = found
         self._products.move_to_end(key)
-        while len(self._products) > self._size:
+        while len(self._products) > self._size():
             self._products.popitem(last=False)
         return found  # type: ignore[return-value]  # as above
 
@@ -73,7 +74,7 @@ class Model:
         self.proto = proto
         self.base_dir = base_dir
         self.name = name
-        self.cache = Cache(sorted((_PRODUCTS[0], _BUDGET // (proto.ByteSize() + 1), _PRODUCTS[-1]))[1])
+        self.cache = Cache(lambda: sorted((_PRODUCTS[0], _BUDGET // (proto.ByteSize() + 1), _PRODUCTS[-1]))[1])
 
     def __repr__(self) -> str:
         return f"<Model {self.name}: {len(self.proto.graph.node)} nodes, opset {self.opset()}>"

@@ -7,6 +7,7 @@ output shapes, a graph name), and real exports break its rules and run.
 from __future__ import annotations
 
 import heapq
+from functools import cache
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -132,6 +133,13 @@ def sorted_nodes(graph: onnx.GraphProto, where: str) -> list[int] | None:
     return None if order == list(range(len(order))) else order
 
 
+@cache  # onnx builds the attributes of a schema anew whenever they are asked for
+def _schema(op_type: str, version: int, domain: str) -> tuple[onnx.defs.OpSchema, tuple[str, ...]]:
+    """An operator's schema, and the attributes that it requires."""
+    schema = onnx.defs.get_schema(op_type, version, domain)
+    return schema, tuple(a.name for a in schema.attributes.values() if a.required)
+
+
 def check_nodes(proto: onnx.ModelProto, where: str) -> None:
     """Check each node of a standard domain against its operator's schema: known, right counts, no attribute missing.
 
@@ -154,7 +162,7 @@ def check_nodes(proto: onnx.ModelProto, where: str) -> None:
                 f"Invalid graph: the model imports no opset of domain {domain or 'ai.onnx'!r}.", where=f"{where} {name}"
             )
         try:
-            schema = onnx.defs.get_schema(node.op_type, version, domain)
+            schema, required = _schema(node.op_type, version, domain)
         except (onnx.defs.SchemaError, TypeError) as e:  # TypeError: a version beyond 32 bits
             raise UnsupportedModelError(
                 f"ONNX has no operator {node.op_type!r} in opset {version}.",
@@ -164,9 +172,7 @@ def check_nodes(proto: onnx.ModelProto, where: str) -> None:
                 op=node.op_type,
                 opset=version,
             ) from e
-        missing = [
-            a.name for a in schema.attributes.values() if a.required and a.name not in {x.name for x in node.attribute}
-        ]
+        missing = [name for name in required if name not in {a.name for a in node.attribute}]
         wrong = (
             f"it lacks the attribute {missing[0]!r}"
             if missing

@@ -282,7 +282,7 @@ def test_names_that_are_no_tensors(name: str, hint: str) -> None:
 
 
 def test_cache_keeps_facts_and_the_products_used_last() -> None:
-    cache, made = Cache(2), list[object]()
+    cache, made = Cache(lambda: 2), list[object]()
 
     def get(key: object) -> object:
         return cache.get(key, lambda: made.append(key) or key)  # type: ignore[func-returns-value]  # for its effect
@@ -295,7 +295,7 @@ def test_cache_keeps_facts_and_the_products_used_last() -> None:
 
 
 def test_cache_entries_may_ask_for_entries() -> None:
-    cache = Cache(1)
+    cache = Cache(lambda: 1)
     assert cache.get(("outer",), lambda: [cache.get(("inner",), lambda: 1)]) == [1]
     assert len(cache) == 1
 
