@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from numpy import minimum
 
 from .quadratic import LeastSquares
-from .secular import Vector, length
+from .secular import EPS, Vector, length
 
 CERTIFIED = 1e-9
 """A gap is closed if it is at most this share of lambda_max r^2 + ||q|| r, between which numbers the loss moves."""
@@ -55,9 +55,16 @@ def residual_unit(problem: LeastSquares, r: float) -> float:
 
 
 def _closed(problem: LeastSquares, gap: float, residual: float, r: float) -> bool:
-    scale = problem.extremes()[1] * r * r + length(problem.q) * r
+    largest = problem.extremes()[1] * r
     coarse = 30 * problem.noise()
-    return gap <= max(CERTIFIED, coarse) * scale and residual <= max(STATIONARY, coarse)
+    rounding = 100 * EPS * largest / residual_unit(problem, r)  # where q is tiny, products with G drown it
+    scale = (largest + length(problem.q)) * r
+    return gap <= max(CERTIFIED, coarse) * scale and residual <= max(STATIONARY, coarse, rounding)
+
+
+def _floor(problem: LeastSquares) -> float:
+    """A sum of squares is not below 0; of a quadratic given by its coefficients that is not known."""
+    return -math.inf if problem.difference is None else 0.0
 
 
 def certify_on_sphere(
@@ -67,7 +74,7 @@ def certify_on_sphere(
     s = problem.times(f) + mu * f - problem.q
     loss = problem.loss(f)
     residual = length(s) / residual_unit(problem, r)
-    gap = min(max(0.0, 2 * float(f @ s) + 2 * r * length(s)), max(0.0, loss - below))
+    gap = min(max(0.0, 2 * float(f @ s) + 2 * r * length(s)), max(0.0, loss - max(below, _floor(problem))))
     kind = "global" if _closed(problem, gap, residual, r) else "gap"
     if kind == "gap":
         reason += " The certificate does not close: the residual or the gap is above its tolerance."
@@ -87,7 +94,7 @@ def certify_nonneg(
     residual, s = nonneg_residual(problem, f, mu, r)
     loss = problem.loss(f)
     gap = max(0.0, 2 * max(float(f @ s), 0.0) + 2 * r * length(minimum(s, 0)))
-    gap = min(gap, max(0.0, loss - below))
+    gap = min(gap, max(0.0, loss - max(below, _floor(problem))))
     kind = "global" if _closed(problem, gap, residual, r) else "gap"
     return Answer(filter=f, loss=loss, kind=kind, multiplier=mu, residual=residual, gap=gap, reason=reason)
 

@@ -276,7 +276,6 @@ def _projected(projected: Matrix, size: float, r: float) -> tuple[float, Vector,
 
 def _null_vector(problem: LeastSquares) -> Vector:
     """A unit vector that J takes to zero, as nearly as Krylov spaces give one: what G's least squares leave of ones."""
-
     cutoff = max(1e-14, problem.noise())
 
     def project(z: Vector) -> Vector:

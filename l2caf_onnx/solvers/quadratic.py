@@ -147,10 +147,8 @@ class LeastSquares:
             if side is None:
                 assert self.rows is not None
                 side = self.rows @ self.rows.T
-            values: Vector
-            vectors: Matrix
-            values, vectors = np.linalg.eigh(side)
-            self._found["eigh"] = values, vectors
+            found = np.linalg.eigh(side)
+            self._found["eigh"] = np.asarray(found[0], np.float64), np.asarray(found[1], np.float64)
         return self._found["eigh"]
 
     def krylov(self, start: Vector, steps: int, enough: Callable[[Matrix, float], bool] | None = None) -> Krylov:
@@ -179,8 +177,8 @@ class LeastSquares:
         if self.multiply is not None:
             if "top" not in self._found:
                 start = self.q + np.random.default_rng(0).standard_normal(self.cells) * (length(self.q) or 1.0) / 9
-                top = np.linalg.eigvalsh(self.krylov(start, 30).projected)[-1:]
-                self._found["top"] = top, top[None]
+                top = float(np.linalg.eigvalsh(self.krylov(start, 30).projected)[-1])
+                self._found["top"] = np.array([top]), np.zeros((0, 0))
             return 0.0, float(self._found["top"][0][0])
         values, _ = self.spectrum()
         if self.gram is None:

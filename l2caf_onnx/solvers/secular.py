@@ -161,8 +161,8 @@ def bidiagonalise(
     """Golub & Kahan's bidiagonalisation of J from `start` (cells,), the right basis fully reorthogonalised.
 
     That side alone suffices, as Simon & Zha show ("Low-rank matrix approximation using the Lanczos bidiagonalization
-    process", 2000). What is below `rounding` of the largest element ends it. `enough` sees the tridiagonal matrix and its
-    next off-diagonal element, ever more rarely.
+    process", 2000). What is below `rounding` of the largest element ends it. `enough` sees the tridiagonal matrix and
+    its next off-diagonal element, ever more rarely.
     """
     steps = max(1, min(steps, start.size, int(5e8 / (8 * start.size))))
     basis = np.empty((steps, start.size))
