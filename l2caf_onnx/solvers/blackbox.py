@@ -225,7 +225,7 @@ def _minimum(loss: RowLoss, sample: int, at: Vector, slopes: Vector, c: Vector, 
     def linear(points: Tensor, _: Tensor) -> Tensor:
         return loss(origin + (points - centre) @ jacobian.T, sample)
 
-    found = Lbfgs().minimise(
+    found = Lbfgs(loss_tolerance=3e-5).minimise(  # exactly: an evaluation of the linear form costs next to nothing
         linear, Sphere(radius, dtype=torch.float64), (1, len(c)), generator=torch.Generator().manual_seed(0),
         start=centre[None],
     )  # fmt: skip

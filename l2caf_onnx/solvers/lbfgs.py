@@ -1,14 +1,13 @@
-"""Riemannian L-BFGS on the sphere: the solver for tails that are not affine, where every evaluation counts.
+"""L-BFGS on the constraint set: the solver for tails that are not affine, where every evaluation counts.
 
-Limited-memory BFGS (Nocedal & Wright, "Numerical Optimization", 2nd edition, algorithm 7.4) with gradients, steps and
+Limited-memory BFGS (Nocedal & Wright, "Numerical Optimization", 2nd edition, section 7.2) with gradients, steps and
 history in the tangent space of the point where it stands (Absil, Mahony & Sepulchre, "Optimization Algorithms on Matrix
-Manifolds", 2008, chapters 4 and 8; Huang, Gallivan & Absil, SIAM J. Optim. 25(3), 2015).
+Manifolds", 2008, chapters 4 and 8; Huang, Gallivan & Absil, SIAM J. Optim. 25(3), 2015). What that means on each
+constraint set is in surfaces.py.
 
 Every sample is a search of its own, a generator that yields the point it wants evaluated; one evaluation of the tail
 serves the next point of each sample that is still searching, and of no other. So steps, history and end of one sample
-never touch another's, and a batch costs what its samples cost. Points are unit vectors u = f / r in float64
-(a few hundred numbers, for which numpy is quicker than torch), gradients are those by u; only the tail sees r u, in its
-own type.
+never touch another's, and a batch costs what its samples cost.
 """
 
 from __future__ import annotations
@@ -21,16 +20,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2caf_onnx.filters import Sphere
+from l2caf_onnx.filters import ConstraintSet
 
+from .history import History
 from .solution import LossFunction, Solution, evaluate, refuse_unusable_start
+from .surfaces import Surface, surface
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What the tail gave at a point u: the loss, and its gradient by u projected to u's tangent space (cells,)."""
+    """What the tail gave at a point: the loss, and its tangent gradient by the point's coordinates (cells,)."""
 
     loss: float
     gradient: Vector
@@ -43,9 +44,9 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A point tried at `angle` radians along a great circle, and the loss's derivative by the angle there."""
+    """A point tried at a `step` along a curve, and the loss's derivative by the step there."""
 
-    angle: float
+    step: float
     point: Vector
     value: Value
     slope: float
@@ -60,13 +61,14 @@ LineSearch = Generator[Vector, Value, Trial | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lbfgs:
-    """Riemannian L-BFGS from the uniform filter, that keeps the best filter evaluated.
+    """L-BFGS from the uniform filter, that keeps the best filter evaluated.
 
     Attributes:
         memory: Pairs (step, change of gradient) that are kept.
-        max_evaluations: Of a sample, with gradient.
-        first_angle: Radians that the first step turns the filter by.
-        largest_angle: Radians that no step passes.
+        max_evaluations: Of a search, with gradient.
+        restarts: So many further searches, from seeded random points one after the other; the best is kept.
+        first_angle: Radians that the first step turns the filter by (on the simplex a logit changes by 1).
+        largest_angle: Radians that no step passes (on the simplex 4).
         gradient_tolerance: See `converged`.
         loss_tolerance: See `converged`.
         patience: See `converged`.
@@ -78,10 +80,11 @@ class Lbfgs:
 
     memory: int = 15
     max_evaluations: int = 200
+    restarts: int = 0
     first_angle: float = 0.3
     largest_angle: float = 1.2
     gradient_tolerance: float = 1e-4
-    loss_tolerance: float = 3e-5
+    loss_tolerance: float = 1e-3
     patience: int = 3
     decrease: float = 1e-4
     curvature: float = 0.9
@@ -93,71 +96,82 @@ class Lbfgs:
     def minimise(
         self,
         fn: LossFunction,
-        sphere: Sphere,
+        constraint: ConstraintSet,
         shape: tuple[int, ...],
         *,
         generator: torch.Generator,
         start: torch.Tensor | None = None,
+        restarts: int | None = None,
     ) -> Solution:
-        """See `Solver.minimise`. `evaluations` counts every point tried, those of line searches too.
+        """See `Solver.minimise`. `evaluations` counts every point tried, those of line searches and restarts too.
 
-        It starts from `start` (N, *spatial), if that is given, else from the uniform filter. The generator is
-        drawn from always, but used only where the start is stationary: the same draw for every sample, so that
-        an answer does not hang on the batch.
+        It starts from the filters `start` (N, *spatial), if that is given, else from the uniform filter. The generator
+        is drawn from always, but used only where the start is stationary, and by `restarts` (None: as the record has
+        it): the same draws for every sample, so that an answer does not hang on the batch.
         """
         samples, cells = shape[0], math.prod(shape[1:])
         given = torch.ones(shape) if start is None else start.detach()
-        starts = given.double().cpu().numpy().reshape(samples, cells)
-        starts = starts / np.linalg.norm(starts, axis=1, keepdims=True)
-        drawn = sphere.normal((1, *shape[1:]), generator).double().cpu().numpy().reshape(cells)
-        drawn /= np.linalg.norm(drawn)
-        searches = [BestSoFar(_descend(self, u, _elsewhere(u, drawn, self.first_angle))) for u in starts]
-        radii = sphere.radii(samples).double().cpu().numpy()
+        again = self.restarts if restarts is None else restarts
+        draws = [constraint.normal((1, *shape[1:]), generator).double().cpu().numpy() for _ in range(1 + again)]
+        drawn = [draw.reshape(cells) for draw in draws]
+        searches = [
+            _Sample(
+                self, surface(constraint, cells, radius, first=self.first_angle, largest=self.largest_angle), f, drawn
+            )
+            for radius, f in zip(
+                constraint.radii(samples).tolist(), given.double().cpu().numpy().reshape(samples, cells), strict=True
+            )
+        ]
+        first = True
         while running := [i for i, search in enumerate(searches) if search.running]:
             numbers = torch.tensor(running)
-            part = sphere.take(numbers)
-            losses, gradients = evaluate(fn, _filters(part, shape, [searches[i].point for i in running]), numbers)
-            if not searches[0].evaluations:
+            points = [searches[i].point for i in running]
+            losses, gradients = evaluate(fn, _filters(constraint.take(numbers), shape, points), numbers)
+            if first:
                 refuse_unusable_start(losses)
+            first = False
             by_filter = gradients.double().cpu().numpy().reshape(len(running), cells)
             for i, loss, gradient in zip(running, losses.tolist(), by_filter, strict=True):
-                search = searches[i]
-                search.tell(Value(loss, _tangent(search.point, radii[i] * gradient)))
-                if search.running and search.evaluations >= self.max_evaluations:
-                    search.end(f"The limit of {self.max_evaluations} evaluations was reached before it settled.")
+                searches[i].tell(loss, gradient)
+        best = [search.best for search in searches]
         return Solution(
-            filter=_filters(sphere, shape, [search.best_point for search in searches]),
-            loss=torch.tensor([search.best_loss for search in searches], dtype=losses.dtype, device=losses.device),
+            filter=_filters(constraint, shape, [one.best_point for one in best]),
+            loss=torch.tensor([one.best_loss for one in best], dtype=losses.dtype, device=losses.device),
             evaluations=torch.tensor([search.evaluations for search in searches]),
             stop_reason=tuple(search.reason for search in searches),
         )
 
 
 def converged(settings: Lbfgs, losses: Sequence[float], gradient: Vector) -> str | None:
-    """Why a search that went through `losses`, to a point with the tangent `gradient`, has arrived; None: it has not.
+    """Why a search that went through `losses`, to a point with that gradient, has arrived; None: it has not.
 
-    The scale of a loss is the larger of its size and of what the search has gained, so that neither a minimum of 0 nor
-    a loss that starts at 0 is chased for ever. It has arrived where
+    `gradient` is the part that can be followed within the set. It has arrived where
 
-    1. the gradient by u, that is r times the one by the filter, is at most `gradient_tolerance` of the scale: no turn
-       by a small angle can change the loss by more than that angle times this; or
-    2. the last `patience` steps together lowered the loss by at most `loss_tolerance` of the scale.
+    1. the gradient by u, that is r times the one by the filter, is at most `gradient_tolerance` of the scale, which is
+       the larger of the loss's size and of what the search has gained, so that neither a minimum of 0 nor a loss that
+       starts at 0 is chased for ever: no turn by a small angle can change the loss by more than that angle times this;
+    2. the last `patience` steps together lowered the loss by at most `loss_tolerance` of all that the search has
+       gained: what is still to come is then commonly less than five times that, but for plateaus, which no test of
+       this kind sees through; or by no more than roundings of the loss.
     """
-    scale = max(abs(losses[-1]), losses[0] - losses[-1])
+    gained = losses[0] - losses[-1]
+    scale = max(abs(losses[-1]), gained)
     steepness = float(np.linalg.norm(gradient))
     if steepness <= settings.gradient_tolerance * scale:
         return (
-            f"It converged: the gradient along the sphere, {steepness:.1e}, is at most "
+            f"It converged: the gradient along the constraint set, {steepness:.1e}, is at most "
             f"{settings.gradient_tolerance:g} of the loss's scale {scale:.3g}."
         )
-    if (
-        len(losses) > settings.patience
-        and losses[-1 - settings.patience] - losses[-1] <= settings.loss_tolerance * scale
-    ):
-        return (
-            f"It settled: the last {settings.patience} steps lowered the loss by less than "
-            f"{settings.loss_tolerance:g} of its scale {scale:.3g}."
-        )
+    if len(losses) > settings.patience:
+        lately = losses[-1 - settings.patience] - losses[-1]
+        if lately <= settings.loss_tolerance * gained or lately <= settings.rounding * scale:
+            return (
+                f"It settled: the last {settings.patience} steps gained {lately:.1e}, at most "
+                f"{settings.loss_tolerance:g} of the {gained:.3g} gained in all."
+                if lately <= settings.loss_tolerance * gained
+                else f"It settled: the last {settings.patience} steps gained {lately:.1e}, no more than roundings of "
+                f"the loss's scale {scale:.3g}."
+            )
     return None
 
 
@@ -197,86 +211,136 @@ class BestSoFar:
         self.point, self.reason = self.best_point, reason
 
 
-def _descend(settings: Lbfgs, start: Vector, elsewhere: Sequence[Vector]) -> Search:
+class _Sample:
+    """The searches of one sample, one after the other, and the best of them."""
+
+    def __init__(self, settings: Lbfgs, on: Surface, filter: Vector, drawn: Sequence[Vector]) -> None:
+        self.settings, self.on = settings, on
+        starts = [on.point_of(filter), *(on.drawn(normal) for normal in drawn[1:])]
+        self.waiting = [BestSoFar(_descend(settings, on, u, on.elsewhere(u, drawn[0]))) for u in starts]
+        self.finished: list[BestSoFar] = []
+
+    @property
+    def running(self) -> bool:
+        """Whether `point` is to be evaluated."""
+        return bool(self.waiting)
+
+    @property
+    def point(self) -> Vector:
+        """What the search in progress wants evaluated."""
+        return self.waiting[0].point
+
+    def tell(self, loss: float, by_filter: Vector) -> None:
+        """The value at `point`."""
+        search, limit = self.waiting[0], self.settings.max_evaluations
+        search.tell(Value(loss, self.on.gradient(search.point, by_filter)))
+        if search.running and search.evaluations >= limit:
+            search.end(f"The limit of {limit} evaluations was reached before it settled.")
+        if not search.running:
+            self.finished.append(self.waiting.pop(0))
+
+    @property
+    def best(self) -> BestSoFar:
+        """The first of those with the least loss."""
+        return min(self.finished, key=lambda search: search.best_loss)
+
+    @property
+    def evaluations(self) -> int:
+        """Of all."""
+        return sum(search.evaluations for search in self.finished)
+
+    @property
+    def reason(self) -> str:
+        """Why the best stopped, and which it was."""
+        count = len(self.finished)
+        if count == 1:
+            return self.best.reason
+        return f"{self.best.reason} It is the best of {count} starts, number {self.finished.index(self.best) + 1}."
+
+
+def _descend(settings: Lbfgs, on: Surface, start: Vector, elsewhere: Sequence[Vector]) -> Search:
     """Search from `start`; where that is stationary (a saddle, dead), from the first point `elsewhere` that is not."""
+
+    def arrived(losses: Sequence[float], point: Vector, value: Value) -> str | None:
+        return converged(settings, losses, on.reducible(point, value.gradient))
+
     point = start
     value = yield point
-    if not value.finite or converged(settings, [value.loss], value.gradient):
+    if not value.finite or arrived([value.loss], point, value):
         for point in elsewhere:
             value = yield point
-            if value.finite and not converged(settings, [value.loss], value.gradient):
+            if value.finite and not arrived([value.loss], point, value):
                 break
         else:
             return (
-                f"The gradient at the uniform filter and at {len(elsewhere)} others is negligible (here "
+                f"The gradient at the start and at {len(elsewhere)} other filters is negligible (here "
                 f"{float(np.linalg.norm(value.gradient)):.1e}): the loss hardly responds to the filter there."
             )
     losses = [value.loss]
-    history = _History(settings.memory)
-    angle = settings.first_angle
-    while not (reason := converged(settings, losses, value.gradient)):
-        direction = history.direction(value.gradient)
-        size = float(np.linalg.norm(direction))
-        along = direction / size
-        if history.pairs:
-            angle = min(math.atan(size), settings.largest_angle)
-        trial = yield from _line_search(settings, point, value, along, angle)
+    history = History(settings.memory, len(point))
+    step = on.first
+    while not (reason := arrived(losses, point, value) or on.ended(point)):
+        direction = on.direction(history, point, value.gradient)
+        size = on.length(direction)
+        if len(history):
+            step = min(on.step_of(size), on.largest)
+        trial = yield from _line_search(settings, on, point, value, direction / size, step)
         if trial is not None:
-            history.move(trial, along, value.gradient)
-            point, value, angle = trial.point, trial.value, trial.angle
+            change = trial.value.gradient - on.transport(trial.point, value.gradient)
+            history.s, history.y = on.transport(trial.point, history.s), on.transport(trial.point, history.y)
+            history.remember(on.difference(point, trial.point), change)
+            point, value, step = trial.point, trial.value, trial.step
             losses.append(value.loss)
-        elif history.pairs:
-            history.pairs.clear()  # the curvature that it remembers may be that of the other side of a kink
+        elif len(history):
+            history.clear()  # the curvature that it remembers may be that of the other side of a kink
         else:
             return f"No step downhill, of {settings.max_trials}, lowered the loss by more than its rounding error."
     return reason
 
 
-def _line_search(settings: Lbfgs, u: Vector, value: Value, along: Vector, angle: float) -> LineSearch:
-    """Search the great circle u cos(a) + e sin(a), e = `along`, for a step that satisfies Wolfe's conditions.
+def _line_search(settings: Lbfgs, on: Surface, start: Vector, value: Value, along: Vector, step: float) -> LineSearch:
+    """Search the curve that leaves `start` along `along` for a step that satisfies Wolfe's conditions.
 
-    With t = tan(a) this is the retraction (u + t e) / ||u + t e||; `angle` is tried first. The conditions are the weak
-    ones (Nocedal & Wright, equation 3.6), which can be met across the kinks of a tail, or, where losses differ by
-    rounding errors only, those that Hager & Zhang put on the slopes instead (SIAM J. Optim. 16(1), 2005, equation 4.1).
+    `step` is tried first. The conditions are the weak ones (Nocedal & Wright, equation 3.6), which can be met across
+    the kinks of a tail, or, where losses differ by rounding errors only, those that Hager & Zhang put on the slopes
+    instead (SIAM J. Optim. 16(1), 2005, equation 4.1).
     """
     rounding = settings.rounding * abs(value.loss)
-    low = Trial(0.0, u, value, float(value.gradient @ along))
+    low = Trial(0.0, start, value, float(value.gradient @ along))
     descent = low.slope
     high: Trial | None = None
     for _ in range(settings.max_trials):
-        point = u * math.cos(angle) + along * math.sin(angle)
-        point /= np.linalg.norm(point)
+        point, velocity = on.move(start, along, step)
         found = yield point
-        slope = float(found.gradient @ (along * math.cos(angle) - u * math.sin(angle)))
-        trial = Trial(angle, point, found, slope)
-        lower = found.loss <= value.loss + settings.decrease * angle * descent
-        level = found.loss <= value.loss + rounding and slope <= (2 * settings.decrease - 1) * descent
+        trial = Trial(step, point, found, float(found.gradient @ velocity))
+        lower = found.loss <= value.loss + settings.decrease * step * descent
+        level = found.loss <= value.loss + rounding and trial.slope <= (2 * settings.decrease - 1) * descent
         if not (found.finite and (lower or level)):
             high = trial
-        elif slope >= settings.curvature * descent or angle >= settings.largest_angle:
+        elif trial.slope >= settings.curvature * descent or step >= on.largest:
             return trial
         else:
             low = trial
-        angle = min(_beyond(low, descent), settings.largest_angle) if high is None else _between(low, high, rounding)
-    return low if low.angle > 0 else None
+        step = min(_beyond(low, descent), on.largest) if high is None else _between(low, high, rounding)
+    return low if low.step > 0 else None
 
 
 def _beyond(low: Trial, descent: float) -> float:
-    """An angle beyond `low`, where the loss still falls: where the slopes, taken for a line, reach 0, within bounds."""
+    """A step beyond `low`, where the loss still falls: where the slopes, taken for a line, reach 0, within bounds."""
     bend = low.slope - descent
-    zero = low.angle * (1 - low.slope / bend) if bend > 0 else math.inf
-    return min(max(zero, 1.5 * low.angle), 4 * low.angle)
+    zero = low.step * (1 - low.slope / bend) if bend > 0 else math.inf
+    return min(max(zero, 1.5 * low.step), 4 * low.step)
 
 
 def _between(low: Trial, high: Trial, rounding: float) -> float:
-    """An angle between: the minimum of the cubic through both losses and slopes (Nocedal & Wright, equation 3.59).
+    """A step between: the minimum of the cubic through both losses and slopes (Nocedal & Wright, equation 3.59).
 
     Where the losses cannot be told apart it is that of the parabola through the slopes. It keeps a tenth of the bracket
     away from both ends, and near `low` where the loss at `high` is not finite.
     """
-    width = high.angle - low.angle
+    width = high.step - low.step
     if not high.value.finite:
-        return low.angle + width / 4
+        return low.step + width / 4
     change = high.value.loss - low.value.loss
     part = 0.5
     if abs(change) <= 10 * rounding and high.slope > 0:
@@ -288,63 +352,10 @@ def _between(low: Trial, high: Trial, rounding: float) -> float:
             d2 = math.sqrt(square)
             below = high.slope - low.slope + 2 * d2
             part = 1 - (high.slope + d2 - d1) / below if below else part
-    return low.angle + width * min(max(part, 0.1), 0.9)
+    return low.step + width * min(max(part, 0.1), 0.9)
 
 
-@dataclass(slots=True)
-class _History:
-    """The last `memory` pairs (s, y), oldest first: steps and the changes of the gradient that they made.
-
-    All are tangent at the point where the search stands, to which projection transports them (Absil, Mahony &
-    Sepulchre, section 8.1.3).
-    """
-
-    memory: int
-    pairs: list[tuple[Vector, Vector]] = field(default_factory=list)
-
-    def direction(self, gradient: Vector) -> Vector:
-        """-H g by the two-loop recursion (Nocedal & Wright, algorithm 7.4); where that does not fall, -g."""
-        q = gradient.copy()
-        weights = []
-        for s, y in reversed(self.pairs):
-            weights.append(float(s @ q) / float(s @ y))
-            q -= weights[-1] * y
-        if self.pairs:
-            s, y = self.pairs[-1]
-            q *= float(s @ y) / float(y @ y)
-        for (s, y), weight in zip(self.pairs, reversed(weights), strict=True):
-            q += (weight - float(y @ q) / float(s @ y)) * s
-        if float(q @ gradient) > 1e-6 * float(np.linalg.norm(q) * np.linalg.norm(gradient)):
-            return -q
-        self.pairs.clear()
-        return -gradient
-
-    def move(self, trial: Trial, along: Vector, gradient: Vector) -> None:
-        """Remember the step `along` to `trial` from a point with that `gradient`; transport the others to it."""
-        u = trial.point
-        step = _tangent(u, math.tan(trial.angle) * along), trial.value.gradient - _tangent(u, gradient)
-        pairs = [(_tangent(u, s), _tangent(u, y)) for s, y in self.pairs] + [step]
-        # A pair without positive curvature would make H indefinite; transport can take it from an old pair.
-        curved = [(s, y) for s, y in pairs if s @ y > 1e-8 * np.linalg.norm(s) * np.linalg.norm(y)]
-        self.pairs = curved[-self.memory :]
-
-
-def _tangent(u: Vector, v: Vector) -> Vector:
-    """The part of `v` tangent to the unit sphere at `u`, both (cells,)."""
-    projected: Vector = v - u * (float(u @ v) / float(u @ u))
-    return projected
-
-
-def _elsewhere(u: Vector, drawn: Vector, angle: float) -> tuple[Vector, ...]:
-    """Two other points of the unit sphere: `angle` away from `u` towards `drawn`, and `drawn`."""
-    towards = _tangent(u, drawn)
-    size = float(np.linalg.norm(towards))
-    if size < 1e-12:  # a filter of one cell: its sphere is the two points u and -u
-        return (-u,)
-    return u * math.cos(angle) + towards * (math.sin(angle) / size), drawn
-
-
-def _filters(sphere: Sphere, shape: tuple[int, ...], points: Sequence[Vector]) -> torch.Tensor:
-    """The filters (k, *spatial) at k unit vectors."""
-    w = torch.tensor(np.stack(points), dtype=sphere.dtype, device=sphere.device)
-    return sphere.retract(w.reshape(len(points), *shape[1:]))
+def _filters(constraint: ConstraintSet, shape: tuple[int, ...], points: Sequence[Vector]) -> torch.Tensor:
+    """The filters (k, *spatial) at k points."""
+    w = torch.tensor(np.stack(points), dtype=constraint.dtype, device=constraint.device)
+    return constraint.retract(w.reshape(len(points), *shape[1:]))
