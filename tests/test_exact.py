@@ -325,7 +325,10 @@ def test_gram_in_float32_with_rounding_below_zero() -> None:
         check_nonneg((g, q, float(q.sum())), r, least_squares_nonneg(LeastSquares.from_gram(g, q, float(q.sum())), r))
 
 
-@pytest.mark.parametrize(("outputs", "cells"), [(1, 2), (1, 49), (10, 49), (48, 49), (49, 49), (200, 49), (30, 5000)])
+@pytest.mark.parametrize(
+    ("outputs", "cells"),
+    [(1, 2), (1, 49), (10, 49), (48, 49), (49, 49), (200, 49), (1, 300), (40, 300), (299, 300), (30, 5000)],
+)
 @pytest.mark.parametrize("rho", [0.1, 0.6, 1.5])
 @pytest.mark.parametrize("solve", [least_squares_on_sphere, least_squares_nonneg])
 def test_forms_agree(outputs: int, cells: int, rho: float, solve: Callable[..., Answer]) -> None:
@@ -391,7 +394,7 @@ def test_beyond_the_free_minimum_two_functions_certify_a_gap_only() -> None:
     assert a.loss - a.gap <= exact.loss
 
 
-@pytest.mark.parametrize("cells", [7, 40])
+@pytest.mark.parametrize("cells", [7, 40, 300])
 def test_dead_cells_are_the_hard_case(cells: int) -> None:
     """One active cell, all others without activation: where r is longer than it wants, they take the rest."""
     j = np.zeros((10, cells))

@@ -1,7 +1,7 @@
 """The least-squares loss of an affine tail as a value, in whichever form fits in memory.
 
 The loss ||rows f - difference||^2 = f'Gf - 2q'f + c is all that a solver needs to know of a tail, with the weights of
-a mean inside. G (cells, cells) is kept where there are at least as many outputs as cells, `rows` alone where there are
+a mean inside. G (cells, cells) is kept where it is small or there are as many outputs, `rows` alone where there are
 fewer, and two functions where neither square would fit.
 """
 
@@ -19,6 +19,10 @@ from .secular import EPS, Krylov, Matrix, Operator, Vector, bidiagonalise, lengt
 
 LARGEST_SIDE = 11_180
 """A square float64 matrix of this side takes 1 GB; none is formed beyond."""
+
+
+SMALL = 256
+"""Up to so many cells G is kept whatever the number of outputs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +65,8 @@ class LeastSquares:
         """From sum_j weights_j ((J f)_j - difference_j)^2 with J (M, cells), difference and weights >= 0 (M,).
 
         Whichever side is the smaller is decomposed: G where M >= cells, else J J', which keeps the cost at min(M,
-        cells)^3. Where the smaller side would pass 1 GB, J is only multiplied by.
+        cells)^3; G too where it is small, for it is kinder to a J that is nearly singular. Where the smaller side
+        would pass 1 GB, J is only multiplied by.
         """
         j = np.asarray(jacobian, np.float64)
         d, w = np.asarray(difference, np.float64), np.asarray(weights, np.float64)
@@ -78,7 +83,7 @@ class LeastSquares:
         q, c = target @ rows, float(target @ target)
         if min(j.shape) > LARGEST_SIDE:
             return cls(q, c, difference=target, multiply=lambda f: rows @ f, transpose=lambda z: np.asarray(z @ rows))
-        gram = rows.T @ rows if j.shape[0] >= j.shape[1] else None
+        gram = rows.T @ rows if j.shape[1] <= max(j.shape[0], SMALL) else None
         return cls(q, c, gram=gram, rows=rows, difference=target)
 
     @classmethod
