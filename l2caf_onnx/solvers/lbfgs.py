@@ -23,40 +23,15 @@ from numpy.typing import NDArray
 from l2caf_onnx.filters import ConstraintSet
 
 from .history import History
+from .linesearch import Value, Wolfe
 from .solution import LossFunction, Solution, evaluate, refuse_unusable_start
 from .surfaces import Surface, surface
 
 Vector = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """What the tail gave at a point: the loss, and its tangent gradient by the point's coordinates (cells,)."""
-
-    loss: float
-    gradient: Vector
-
-    @property
-    def finite(self) -> bool:
-        """Whether a step can be judged by it."""
-        return math.isfinite(self.loss) and bool(np.isfinite(self.gradient).all())
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A point tried at a `step` along a curve, and the loss's derivative by the step there."""
-
-    step: float
-    point: Vector
-    value: Value
-    slope: float
-
-
 Search = Generator[Vector, Value, str]
 """Yields points to evaluate, is sent their values, returns the sentence why it stopped."""
-
-LineSearch = Generator[Vector, Value, Trial | None]
-"""The same, but returns the point to go to, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +47,7 @@ class Lbfgs:
         gradient_tolerance: See `converged`.
         loss_tolerance: See `converged`.
         patience: See `converged`.
-        decrease: Part of the slope's promise that a step must keep (Armijo's condition, c1).
-        curvature: Part of the slope that a step may leave (Wolfe's condition, c2).
-        max_trials: Steps tried along one direction.
-        rounding: Differences of the loss below this part of it are taken for rounding errors.
+        line_search: What a step must fulfil.
     """
 
     memory: int = 15
@@ -86,10 +58,7 @@ class Lbfgs:
     gradient_tolerance: float = 1e-4
     loss_tolerance: float = 1e-3
     patience: int = 3
-    decrease: float = 1e-4
-    curvature: float = 0.9
-    max_trials: int = 10
-    rounding: float = 1e-6
+    line_search: Wolfe = field(default_factory=Wolfe)
 
     name = "lbfgs"
 
@@ -164,7 +133,7 @@ def converged(settings: Lbfgs, losses: Sequence[float], gradient: Vector) -> str
         )
     if len(losses) > settings.patience:
         lately = losses[-1 - settings.patience] - losses[-1]
-        if lately <= settings.loss_tolerance * gained or lately <= settings.rounding * scale:
+        if lately <= settings.loss_tolerance * gained or lately <= settings.line_search.rounding * scale:
             return (
                 f"It settled: the last {settings.patience} steps gained {lately:.1e}, at most "
                 f"{settings.loss_tolerance:g} of the {gained:.3g} gained in all."
@@ -284,7 +253,7 @@ def _descend(settings: Lbfgs, on: Surface, start: Vector, elsewhere: Sequence[Ve
         size = on.length(direction)
         if len(history):
             step = min(on.step_of(size), on.largest)
-        trial = yield from _line_search(settings, on, point, value, direction / size, step)
+        trial = yield from settings.line_search.search(on, point, value, direction / size, step)
         if trial is not None:
             change = trial.value.gradient - on.transport(trial.point, value.gradient)
             history.s, history.y = on.transport(trial.point, history.s), on.transport(trial.point, history.y)
@@ -294,65 +263,9 @@ def _descend(settings: Lbfgs, on: Surface, start: Vector, elsewhere: Sequence[Ve
         elif len(history):
             history.clear()  # the curvature that it remembers may be that of the other side of a kink
         else:
-            return f"No step downhill, of {settings.max_trials}, lowered the loss by more than its rounding error."
+            tried = settings.line_search.max_trials
+            return f"No step downhill, of {tried}, lowered the loss by more than its rounding error."
     return reason
-
-
-def _line_search(settings: Lbfgs, on: Surface, start: Vector, value: Value, along: Vector, step: float) -> LineSearch:
-    """Search the curve that leaves `start` along `along` for a step that satisfies Wolfe's conditions.
-
-    `step` is tried first. The conditions are the weak ones (Nocedal & Wright, equation 3.6), which can be met across
-    the kinks of a tail, or, where losses differ by rounding errors only, those that Hager & Zhang put on the slopes
-    instead (SIAM J. Optim. 16(1), 2005, equation 4.1).
-    """
-    rounding = settings.rounding * abs(value.loss)
-    low = Trial(0.0, start, value, float(value.gradient @ along))
-    descent = low.slope
-    high: Trial | None = None
-    for _ in range(settings.max_trials):
-        point, velocity = on.move(start, along, step)
-        found = yield point
-        trial = Trial(step, point, found, float(found.gradient @ velocity))
-        lower = found.loss <= value.loss + settings.decrease * step * descent
-        level = found.loss <= value.loss + rounding and trial.slope <= (2 * settings.decrease - 1) * descent
-        if not (found.finite and (lower or level)):
-            high = trial
-        elif trial.slope >= settings.curvature * descent or step >= on.largest:
-            return trial
-        else:
-            low = trial
-        step = min(_beyond(low, descent), on.largest) if high is None else _between(low, high, rounding)
-    return low if low.step > 0 else None
-
-
-def _beyond(low: Trial, descent: float) -> float:
-    """A step beyond `low`, where the loss still falls: where the slopes, taken for a line, reach 0, within bounds."""
-    bend = low.slope - descent
-    zero = low.step * (1 - low.slope / bend) if bend > 0 else math.inf
-    return min(max(zero, 1.5 * low.step), 4 * low.step)
-
-
-def _between(low: Trial, high: Trial, rounding: float) -> float:
-    """A step between: the minimum of the cubic through both losses and slopes (Nocedal & Wright, equation 3.59).
-
-    Where the losses cannot be told apart it is that of the parabola through the slopes. It keeps a tenth of the bracket
-    away from both ends, and near `low` where the loss at `high` is not finite.
-    """
-    width = high.step - low.step
-    if not high.value.finite:
-        return low.step + width / 4
-    change = high.value.loss - low.value.loss
-    part = 0.5
-    if abs(change) <= 10 * rounding and high.slope > 0:
-        part = low.slope / (low.slope - high.slope)
-    else:
-        d1 = low.slope + high.slope - 3 * change / width
-        square = d1 * d1 - low.slope * high.slope
-        if square >= 0:
-            d2 = math.sqrt(square)
-            below = high.slope - low.slope + 2 * d2
-            part = 1 - (high.slope + d2 - d1) / below if below else part
-    return low.step + width * min(max(part, 0.1), 0.9)
 
 
 def _filters(constraint: ConstraintSet, shape: tuple[int, ...], points: Sequence[Vector]) -> torch.Tensor:
