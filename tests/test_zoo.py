@@ -95,6 +95,7 @@ def test_every_breakpoint_is_explained_and_proved(name: str) -> None:
         found = caf.attend(model, feeds, at=at, solver="lbfgs")
         assert (found.layout + (f"[{found.grid}]" if found.grid else "")) == layout, at
         assert found.filter.shape[1:] == cells, at
+        assert found.parity is not None
         assert found.parity.ok
         assert found.parity.slope_rel is not None
         assert found.proof.ok
