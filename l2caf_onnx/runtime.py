@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .errors import InputError, UnsupportedModelError
+from .graph.half import uses_bfloat16
 from .graph.model import NO_TENSORS, Model
 from .graph.nodes import walk
 from .records import TensorInfo
@@ -145,10 +146,22 @@ def _refused(model: Model, error: Exception, what: str) -> UnsupportedModelError
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text)
     text = re.sub(r"/\S*onnxruntime/\S+:\d+ [^()]*\(.*?\) ", "", text)  # a place in its source
     node, op, domain = _blamed(model, text)
+    how = "Check that the model runs in onnxruntime by itself, with these inputs."
+    message = f"{what}: {text.rstrip('.')}."
+    if "is not a registered" in text:
+        message = f"{what}: it has no operator {op!r} of the domain {domain or 'ai.onnx'!r}."
+        how = "Such an operator comes with a library of its own, which is not loaded: export with standard operators."
+    elif "No corresponding Numpy type" in text:
+        message = f"{what}: numpy has no type for the {text.split()[-1].rstrip('.')} values that cross here."
+        how = "Break and watch at tensors of another type: behind the Cast that follows, for one."
+    elif "Could not find an implementation" in text:
+        kind = " (bfloat16 is inside, for which it has few)" if uses_bfloat16(model) else ""
+        message = f"{what}: it has no kernel for the operator {op!r} on these types{kind}."
+        how = "Convert the model to float32 or float16." if kind else how
     return UnsupportedModelError(
-        f"{what}: {text.rstrip('.')}.",
+        message,
         where=f"Model {model.name!r}" + (f", node {node!r} ({op})." if node is not None else "."),
-        how="Check that the model runs in onnxruntime by itself, with these inputs.",
+        how=how,
         node=node,
         op=op,
         opset=model.opset(domain),

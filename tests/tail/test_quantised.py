@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import l2caf_onnx as caf
+from l2caf_onnx import solvers
 from l2caf_onnx.tail import convert
 from l2caf_onnx.tail.ops.quantising import rounded
 from l2caf_onnx.tail.saturation import difference
@@ -316,6 +317,27 @@ def test_a_real_model_of_int8(variant: str, chelsea: Arrays, efficientnet: caf.M
         own = caf.run(caf.insert_filter(model, stop.name, found.filter), feeds)[name]
         assert found.loss[0] == pytest.approx(float(np.mean((whole[name] - own) ** 2)), rel=1e-5)
         assert found.loss[0] < 0.8 * loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["int8-qdq", "int8-qoperator", "int8-weights"])
+def test_a_real_model_of_int8_at_every_breakpoint(
+    variant: str, chelsea: Arrays, efficientnet: caf.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(solvers.SOLVERS, "lbfgs", solvers.Lbfgs(max_evaluations=3))  # whether, not how well
+    path = f"efficientnet-lite0-{variant}.onnx"
+    model = real(path)
+    feeds = {model.inputs[0].name: next(iter(chelsea.values()))}
+    stops = caf.breakpoints(model)
+    places = sum(b.op_type != "Clip" for b in caf.breakpoints(efficientnet))  # quantisers clip
+    assert sum(b.quantised for b in stops) >= places
+    for stop in stops:
+        found = caf.attend(model, feeds, at=stop.name, solver="lbfgs")
+        assert found.proof.ok, stop.name
+        assert found.parity is not None
+        assert found.parity.ok, stop.name
+        assert np.isfinite(found.loss).all()
+        model = real(path)  # lets go of what was made for this one
 
 
 def test_an_unknown_quantisation_is_refused_by_name() -> None:
