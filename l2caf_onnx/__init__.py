@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from .graph.cut import Cut, cut
     from .graph.insert import insert_filter
     from .graph.model import Model, load
-    from .records import Attention, Breakpoint, Parity, TensorInfo
+    from .records import Attention, Breakpoint, Certificate, Parity, TensorInfo
     from .runtime import run
     from .tail import to_torch
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Query": ".explain.query",
+    "attend_many": ".attention",
     "attend": ".attention",  # not attend.py: importing a module of that name would hide the function
     "breakpoints": ".graph.breakpoints",
     "cut": ".graph.cut",
@@ -39,7 +41,7 @@ _HOME = {
     "Model": ".graph.model",
     "run": ".runtime",
     "to_torch": ".tail",
-    **dict.fromkeys(["Attention", "Breakpoint", "Parity", "TensorInfo"], ".records"),
+    **dict.fromkeys(["Attention", "Breakpoint", "Certificate", "Parity", "TensorInfo"], ".records"),
     **dict.fromkeys(
         [
             "CutError",
@@ -57,6 +59,7 @@ _HOME = {
 __all__ = [
     "Attention",
     "Breakpoint",
+    "Certificate",
     "Cut",
     "CutError",
     "InputError",
@@ -64,11 +67,13 @@ __all__ = [
     "Model",
     "Parity",
     "ParityError",
+    "Query",
     "SolverError",
     "TensorInfo",
     "TensorNotFoundError",
     "UnsupportedModelError",
     "attend",
+    "attend_many",
     "breakpoints",
     "cut",
     "insert_filter",

@@ -13,21 +13,17 @@ from typing import Any, overload
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from . import objectives, runtime
-from .batches import batches, joined
 from .errors import InputError
-from .explanation import Explanation
-from .graph.cut import extract
-from .graph.half import uses_half
+from .explain.batches import batches
+from .explain.explanation import Explanation
+from .explain.joining import joined
+from .explain.query import Plan, Query, Target, plan
+from .explain.scene import Scene, record
+from .explain.stop import stop_at
 from .graph.model import Model, load
-from .graph.shapes import tensors
-from .query import Plan, Target, plan
 from .records import Attention
-from .stop import Stop
-
-Arrays = dict[str, NDArray[Any]]
 
 
 # The options are written once, below: the ignored "misc" is mypy wishing them in all three places.
@@ -69,10 +65,12 @@ def attend(  # type: ignore[misc]
         target: A class index, one index a sample, or "top1"; None: no class.
         objective: "outputs" (mean squared change of all outputs), "target" (minus the target's logit) or "paper-class"
             (the paper's: other logits minus the target's). None: "target" with a target, else "outputs".
-        constraint: "l2", ||f|| = rho sqrt(cells), the only one yet.
+        constraint: "l2", ||f|| = rho sqrt(cells); "l2-nonneg", and f >= 0; "softmax", f = rho cells softmax(w). None:
+            "l2".
         radius: rho, or "unit" for the paper's norm 1; None: 0.5 ("unit" with the preset).
-        solver: "lbfgs", the authors' loops "sgd" and "adam", or "blackbox", which needs no gradient; "auto": lbfgs
-            ("sgd" with the preset), and blackbox where no converter agrees with onnxruntime or has a gradient.
+        solver: "exact" (closed form, with a certificate), "lbfgs", the authors' loops "sgd" and "adam", or "blackbox",
+            which needs no gradient; "auto": exact where the tail is affine and the question has a closed form, else
+            lbfgs ("sgd" with the preset), and blackbox where no converter agrees with onnxruntime or has a gradient.
         preset: "paper": all as the authors had it, and the map shows |f| in place of max(f, 0).
         layout: One letter for each axis of `at`, and the grid of tokens in brackets, as in "NTC[1+14x14]" (one class
             token before it) or "NTC[]" (none); None, or without brackets: found from the graph.
@@ -81,7 +79,7 @@ def attend(  # type: ignore[misc]
         ort_level: The optimisation level at which you deploy ("basic", "extended", "all"): the whole filtered model is
             run there too, and how far it is from the answer is reported as `deployed`.
         device: "cpu" or "cuda", for the tail.
-        batch_size: Samples at once; None: at most 16.
+        batch_size: Samples at once; None: as a quarter of the free memory allows, at most 32.
         providers: onnxruntime's execution providers; None: the CPU (CUDA's too where `device` is "cuda").
         seed: Of every random choice.
 
@@ -94,49 +92,107 @@ def attend(  # type: ignore[misc]
         UnsupportedModelError, ParityError: no converter makes a torch tail that agrees with onnxruntime.
         SolverError: the tail is dead there, or the question has only a trivial answer.
     """
-    loaded = load(model)
-    asked = plan(
-        target=target, objective=objective, constraint=constraint, radius=radius, solver=solver, preset=preset,
-        proof=proof, ort_level=ort_level, seed=seed,
-    )  # fmt: skip
     names = (at,) if isinstance(at, str) else tuple(at)
     if not names:
         raise InputError("No tensor to break at was named.", where="`at` is empty.", how="Name one.")
-    where = _device(device)
-    if providers is None and where.type == "cuda":
-        providers = [p for p in ("CUDAExecutionProvider",) if p in runtime.check_providers(None) or True]
-    fed = {name: np.shape(array) for name, array in feeds.items()}
-    stops = [Stop(loaded, name, to, layout, asked, fed) for name in names]
-    with torch.inference_mode(False):
-        parts = [
-            _explain_batch(loaded, batch, stops, asked, picked, where, providers)
-            for batch, picked in batches(loaded, feeds, asked.target, batch_size)
-        ]
-    found = tuple(joined([part[k] for part in parts]) for k in range(len(stops)))
+    found = attend_many(
+        model,
+        feeds,
+        [Query(name, to, target, objective, constraint, radius, solver, preset, layout) for name in names],
+        proof=proof, ort_level=ort_level, device=device, batch_size=batch_size, providers=providers, seed=seed,
+    )  # fmt: skip
     return found[0] if isinstance(at, str) else found
 
 
-def _explain_batch(
-    model: Model,
-    feeds: Arrays,
-    stops: Sequence[Stop],
-    asked: Plan,
-    target: tuple[int, ...] | str | None,
-    device: torch.device,
-    providers: Sequence[str] | None,
-) -> list[Attention]:
-    recorded = {**feeds, **_record(model, feeds, stops, providers)}
-    return [Explanation(model, feeds, recorded, stop, asked, device, providers).attention(target) for stop in stops]
+def attend_many(
+    model: Model | str | Path | bytes | onnx.ModelProto,
+    feeds: Mapping[str, Any],
+    queries: Sequence[Query],
+    *,
+    proof: str = "tail",
+    ort_level: str = "disable",
+    device: str = "cpu",
+    batch_size: int | None = None,
+    providers: Sequence[str] | None = None,
+    seed: int = 0,
+) -> tuple[Attention, ...]:
+    """The answers to several questions about the same feeds, from one run of the head for each batch.
+
+    Questions about one breakpoint share all that does not hang on the question: cut, torch tail and its parity, and,
+    where the tail is affine, its matrix.
+
+    Args:
+        model: What `load` takes.
+        feeds: {input name: array}; N samples along the batch axis are N independent questions.
+        queries: Each as the arguments of `attend`, which explains these and the others.
+        proof: See `attend`, and so on.
+        ort_level: As there.
+        device: As there.
+        batch_size: As there.
+        providers: As there.
+        seed: As there.
+
+    Returns:
+        An Attention for each query.
+
+    Raises:
+        As `attend`.
+    """
+    loaded = load(model)
+    if not queries:
+        raise InputError("There is no question.", where="`queries` is empty.", how="Give a Query at least.")
+    plans = [
+        plan(
+            target=q.target, objective=q.objective, constraint=q.constraint, radius=q.radius, solver=q.solver,
+            preset=q.preset, proof=proof, ort_level=ort_level, seed=seed,
+        )
+        for q in queries
+    ]  # fmt: skip
+    where = _device(device)
+    if providers is None and where.type == "cuda":
+        providers = ["CUDAExecutionProvider"]
+    fed = {name: np.shape(array) for name, array in feeds.items()}
+    stops = [
+        stop_at(loaded, q.at, q.to, q.layout, logits=p.objective.class_specific, fed=fed)
+        for q, p in zip(queries, plans, strict=True)
+    ]
+    on_gpu = where if where.type == "cuda" else None
+    total, parts = batches(loaded, feeds, batch_size)
+    _check_targets(plans, total)
+    found: list[list[Attention]] = [[] for _ in queries]
+    with torch.inference_mode(False):
+        for batch in parts:
+            start = batch.samples.start
+            for pieces, recorded in record(loaded, batch.pieces, stops, providers, on_gpu):
+                scenes: dict[int, Scene] = {}
+                for stop in stops:
+                    if id(stop) not in scenes:
+                        scenes[id(stop)] = Scene(loaded, pieces, recorded, stop, where, providers)
+                for q, (stop, asked) in enumerate(zip(stops, plans, strict=True)):
+                    scene = scenes[id(stop)]
+                    own = _targets(asked, start, scene.onnx.samples)
+                    found[q].append(Explanation(scene, asked, own).attention())
+                start += scenes[id(stops[0])].onnx.samples
+    return tuple(joined(answers) for answers in found)
 
 
-def _record(model: Model, feeds: Arrays, stops: Sequence[Stop], providers: Sequence[str] | None) -> Arrays:
-    """All that the tails need, by one run of the head."""
-    wanted = tuple(dict.fromkeys(n for s in stops for n in (s.at, *s.cut.bypass) if n not in feeds))
-    if not wanted:
-        return {}
-    head = model.cache.get(("head", wanted), lambda: extract(model, [i.name for i in model.inputs], wanted))
-    exact = uses_half(model) or any(i.dtype in ("int8", "uint8") for i in tensors(model).values())
-    return runtime.run(head, feeds, level="disable" if exact else "all", providers=providers)
+def _check_targets(plans: Sequence[Plan], total: int) -> None:
+    for asked in plans:
+        if isinstance(asked.target, tuple) and len(asked.target) not in (1, total):
+            raise InputError(
+                f"There are {len(asked.target)} targets for {total} samples.",
+                where="`target`.",
+                how="Give one, or one a sample.",
+            )
+
+
+def _targets(asked: Plan, start: int, count: int) -> tuple[int, ...] | str | None:
+    """The classes asked about of `count` samples from `start` on."""
+    if isinstance(asked.target, int):
+        return (asked.target,)
+    if isinstance(asked.target, tuple) and len(asked.target) > 1:
+        return asked.target[start : start + count]
+    return asked.target
 
 
 def _device(name: str) -> torch.device:
@@ -153,7 +209,7 @@ def _device(name: str) -> torch.device:
 
 def top_classes(
     model: Model,
-    feeds: Arrays,
+    feeds: Mapping[str, Any],
     count: int,
     *,
     at: str,
@@ -161,11 +217,12 @@ def top_classes(
     providers: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """For each sample the `count` classes of largest score, best first, read where a target objective would watch."""
-    stop = Stop(model, at, to, None, plan(target="top1"))
-    whole = extract(model, [i.name for i in model.inputs], stop.cut.to)
+    stop = stop_at(model, at, to, logits=True, fed={name: np.shape(array) for name, array in feeds.items()})
+    whole = stop.whole(model)
     rows: list[list[int]] = []
-    for part, _ in batches(model, feeds, None, None):
-        outputs = {k: torch.from_numpy(np.array(v)) for k, v in runtime.run(whole, part, providers=providers).items()}
-        scores = objectives.class_scores(outputs)
-        rows += scores.topk(min(count, scores.shape[1]), dim=1).indices.tolist()
+    for batch in batches(model, feeds, None)[1]:
+        for part in batch.pieces:
+            values = runtime.run(whole, part, providers=providers)
+            scores = objectives.class_scores({k: torch.from_numpy(np.array(v)) for k, v in values.items()})
+            rows += scores.topk(min(count, scores.shape[1]), dim=1).indices.tolist()
     return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,11 +27,13 @@ class Objective:
         name: As `attend(objective=...)` takes it.
         formula: What is minimised.
         class_specific: Whether it is about one class: it needs `target`, and class scores before the softmax.
+        form: "linear" in FT; "squares": the mean over the outputs of the mean of (NT - FT)^2; None: neither.
     """
 
     name: str
     formula: str
     class_specific: bool
+    form: Literal["linear", "squares"] | None = None
     _losses: Callable[[Outputs, Outputs, int, Tensor | None], Tensor]
 
     def losses(self, filtered: Outputs, normal: Outputs, *, samples: int, target: Tensor | None = None) -> Tensor:
@@ -102,14 +105,17 @@ def _minus_target(filtered: Outputs, normal: Outputs, samples: int, target: Tens
 OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
-        Objective(name="outputs", formula="mean((NT - FT)^2)", class_specific=False, _losses=_outputs_changed),
+        Objective(
+            name="outputs", formula="mean((NT - FT)^2)", class_specific=False, form="squares", _losses=_outputs_changed
+        ),
         Objective(
             name="paper-class",
             formula="sum_j s_j FT_j, s = -1 for the target, +1 for the others",
             class_specific=True,
+            form="linear",
             _losses=_others_and_minus_target,
         ),
-        Objective(name="target", formula="-FT_target", class_specific=True, _losses=_minus_target),
+        Objective(name="target", formula="-FT_target", class_specific=True, form="linear", _losses=_minus_target),
     )
 }
 

@@ -99,6 +99,25 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Certificate:
+    """What is proved of the optimality of a filter, for each of N samples (l2caf_onnx/solvers/exact.py says how).
+
+    Attributes:
+        kind: "global" where every sample has the global optimum, else "gap".
+        kinds: N of them.
+        multiplier: (N,) mu of (G + mu I) f = q, or of g + mu f = 0; NaN where there is none.
+        residuals: (N,) the largest relative residual of the conditions of optimality.
+        gap: (N,) how far the loss may be above the optimum at most.
+    """
+
+    kind: str
+    kinds: tuple[str, ...]
+    multiplier: NDArray[np.float64]
+    residuals: NDArray[np.float64]
+    gap: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Attention:
     """Which cells of the tensor `at` decide what arrives at `to`, for each of N samples, with its proof.
 
@@ -123,7 +142,7 @@ class Attention:
         proof_kind: "tail" (the tail on recorded activations) or "model" (also the whole filtered model).
         deployed: Agreement with the whole filtered model at the optimisation level asked for (`ort_level`), which is
             reported, not judged; None where that is the reference, "disable".
-        certificate: Proof of optimality; None, as no present solver can give one.
+        certificate: Proof of optimality, of the exact solver; None for the others.
         seed: Of every random choice.
         notes: Sentences that the user should read, such as an output replaced by its logits.
     """
@@ -147,7 +166,7 @@ class Attention:
     proof_kind: str
     deployed: Parity | None = None
     grid: str = ""
-    certificate: None = None
+    certificate: Certificate | None = None
     seed: int = 0
     notes: tuple[str, ...] = ()
 

@@ -39,10 +39,7 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-BELOW_RENDER = names(
-    "inputs preprocess graph agreement runtime filters objectives solvers tail attention explanation opened stop "
-    "batches query"
-)
+BELOW_RENDER = names("inputs preprocess graph agreement runtime filters objectives solvers tail explain attention")
 REWRITES = names("graph/cut.py graph/insert.py graph/rewrite.py graph/surgeon.py graph/unroll.py graph/sequences.py")
 ROOMS = {
     "errors": Room(0),
@@ -60,12 +57,10 @@ ROOMS = {
         3, rooms=names("graph runtime agreement"), packages=names("torch torchvision onnx onnx2torch onnx2pytorch")
     ),
     "render": Room(3, packages=names("PIL matplotlib jinja2")),
-    "query": Room(4, rooms=names("runtime filters objectives solvers"), packages=names("torch")),
-    "batches": Room(4, rooms=names("graph runtime")),
-    "stop": Room(4, rooms=names("graph query")),
-    "opened": Room(4, rooms=names("graph runtime filters batches query stop"), packages=names("torch")),
-    "explanation": Room(4, rooms=BELOW_RENDER - {"attention", "explanation"}, packages=names("torch")),
-    "attention": Room(4, rooms=BELOW_RENDER - {"attention"}, packages=names("torch onnx")),
+    "explain": Room(
+        4, rooms=names("graph agreement runtime filters objectives solvers tail"), packages=names("torch onnx")
+    ),
+    "attention": Room(5, rooms=BELOW_RENDER - {"attention"}, packages=names("torch onnx")),
     "cli": Room(6, rooms=BELOW_RENDER | {"render"}, packages=names("typer rich"), later=names("PIL")),
     "__main__": Room(7, rooms=names("cli")),
     "__init__": Room(7, rooms=BELOW_RENDER),  # the façade: names for type checkers, nothing when it runs

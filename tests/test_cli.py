@@ -286,7 +286,7 @@ class TestAttend:
     def test_a_failed_proof_is_exit_code_1(
         self, command: Command, model: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from l2caf_onnx.opened import Opened
+        from l2caf_onnx.explain.opened import Opened
 
         real = Opened.outputs
         monkeypatch.setattr(Opened, "outputs", lambda self, f: {k: v * 1.01 for k, v in real(self, f).items()})
@@ -299,7 +299,7 @@ class TestAttend:
     def test_where_the_solver_is_ours_to_choose_a_failed_proof_leads_to_forward_runs(
         self, command: Command, model: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from l2caf_onnx.opened import Opened
+        from l2caf_onnx.explain.opened import Opened
 
         real = Opened.outputs
         monkeypatch.setattr(Opened, "outputs", lambda self, f: {k: v * 1.01 for k, v in real(self, f).items()})

@@ -80,7 +80,7 @@ def attend(
         str | None,
         typer.Option(metavar="unit|RHO", help="Norm of the filter / sqrt(cells). Default: 0.5.", show_default=False),
     ] = None,
-    solver: Annotated[str, typer.Option(metavar="NAME", help="auto, lbfgs, sgd, adam or blackbox.")] = "auto",
+    solver: Annotated[str, typer.Option(metavar="NAME", help="auto, exact, lbfgs, sgd, adam or blackbox.")] = "auto",
     preset: Annotated[
         str | None, typer.Option(metavar="paper", help="All settings as in the paper's programs.", show_default=False)
     ] = None,
@@ -107,7 +107,10 @@ def attend(
             metavar="LEVEL", help="disable, basic, extended or all: report the agreement with onnxruntime there too."
         ),
     ] = "disable",
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs at once.")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Inputs at once. Default: as free memory allows.", show_default=False),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the tail runs.")] = "cpu",
     providers: Annotated[
         str | None, typer.Option(metavar="A,B", help="onnxruntime's execution providers.", show_default=False)
@@ -121,6 +124,7 @@ def attend(
     Writes for each input, breakpoint and target a picture and the arrays, and one manifest.json. Exit code 1 where
     onnxruntime does not confirm a result.
     """
+    from l2caf_onnx.explain.batches import at_once
     from l2caf_onnx.graph.layout import layouts
     from l2caf_onnx.graph.model import load
     from l2caf_onnx.inputs import find_samples
@@ -148,13 +152,15 @@ def attend(
     }
     wanted = ranks_or_class(target)
     folder = output if output is not None else unused("l2caf-out")
+    size = 0
     rows: list[dict[str, Any]] = []
     with staged(folder, force=force) as stage:
         with progress("attention", len(pending)) as steps:
             first, waiting = True, []
             for position, item in enumerate(pending):
                 waiting.append(item.read())
-                if not first and len(waiting) < batch_size and position + 1 < len(pending) and _alike(waiting):
+                size = size or batch_size or at_once(loaded, waiting[0].feeds, 1)
+                if not first and len(waiting) < size and position + 1 < len(pending) and _alike(waiting):
                     continue
                 for group in _groups(waiting):
                     kind = proof or ("model" if first else "tail")
@@ -180,6 +186,9 @@ def attend(
     if not all((row["parity"] is None or row["parity"]["ok"]) and row["proof"]["ok"] for row in rows):
         remark("Error: onnxruntime does not confirm every result; see `proof` in the manifest.")
         raise typer.Exit(1)
+
+
+_OF_QUERY = ("to", "objective", "constraint", "radius", "solver", "preset", "layout")
 
 
 def _findings(row: dict[str, Any]) -> list[str]:
@@ -211,9 +220,10 @@ def _explained(
     options: dict[str, Any],
 ) -> list[tuple[Sample, Attention]]:
     """Each (sample, attention) of a batch: all breakpoints, all targets."""
-    from l2caf_onnx.attention import attend as attend_to
-    from l2caf_onnx.attention import top_classes
-    from l2caf_onnx.batches import split, stacked
+    from l2caf_onnx.attention import attend_many, top_classes
+    from l2caf_onnx.explain.batches import stacked
+    from l2caf_onnx.explain.joining import split
+    from l2caf_onnx.explain.query import Query
 
     feeds = stacked(model, [s.feeds for s in samples])
     if isinstance(wanted, tuple):
@@ -221,10 +231,12 @@ def _explained(
         targets: list[Any] = [[row[rank] for row in ranked] for rank in range(wanted[1])]
     else:
         targets = [wanted]
+    query = {k: options[k] for k in _OF_QUERY}
+    rest = {k: v for k, v in options.items() if k not in _OF_QUERY}
+    queries = [Query(at=name, target=target, **query) for target in targets for name in names]
     found: list[tuple[Sample, Attention]] = []
-    for target in targets:
-        for attention in attend_to(model, feeds, at=names, target=target, batch_size=len(samples), **options):
-            found += zip(samples, split(attention, len(samples)), strict=True)
+    for attention in attend_many(model, feeds, queries, batch_size=len(samples), **rest):
+        found += zip(samples, split(attention, len(samples)), strict=True)
     return found
 
 

@@ -92,8 +92,9 @@ def open_filter(model: Model, at: str, *, layout: str) -> Model:
 def broadcastable(filter: NDArray[np.float32], places: Axes) -> NDArray[np.float32]:
     """(N, *spatial) -> an array that broadcasts over a tensor with those axes; ones at tokens around a grid."""
     way = places.placement(filter.shape)
-    ones = [(0, 0)] * (len(way.flat) - 1) + [way.kept]
-    flat = np.pad(filter.reshape(way.flat), ones, constant_values=1)
+    flat = filter.reshape(way.flat)
+    if any(way.kept):
+        flat = np.pad(flat, [(0, 0)] * (len(way.flat) - 1) + [way.kept], constant_values=1)
     return np.ascontiguousarray(flat.transpose(way.order).reshape(way.shape))
 
 

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
-from . import objectives, solvers
-from .errors import InputError, SolverError
-from .filters import parse_radius
-from .runtime import Level
+from l2caf_onnx import objectives, solvers
+from l2caf_onnx.errors import InputError, SolverError
+from l2caf_onnx.filters import CONSTRAINTS, parse_radius
+from l2caf_onnx.runtime import Level
 
 Target = int | str | Sequence[int]
 
 DEFAULT_RADIUS = 0.5
-CONSTRAINTS = ("l2",)
 PRESETS = ("paper",)
 PROOFS = ("tail", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question of `attend_many`; the fields are the parameters of `attend`."""
+
+    at: str
+    to: str | Sequence[str] | None = None
+    target: Target | None = None
+    objective: str | None = None
+    constraint: str | None = None
+    radius: float | str | None = None
+    solver: str = "auto"
+    preset: str | None = None
+    layout: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +42,8 @@ class Plan:
         objective: What is minimised.
         constraint: The set that the filter lives on.
         radius: rho, or "unit".
-        solver: How it is minimised.
+        solver: How it is minimised where `exact` is not to be or cannot.
+        exact: Whether the exact solver is to be used; "only": it was asked for by name.
         fallback: What is used where there is no gradient to be had; None: nothing, `solver` was asked for by name.
         absolute: Whether the map shows |f| (the paper's) or max(f, 0).
         proof: "tail" or "model".
@@ -41,6 +56,7 @@ class Plan:
     constraint: str
     radius: float | str
     solver: solvers.Solver | solvers.Blackbox
+    exact: Literal["no", "where possible", "only"]
     fallback: solvers.Blackbox | None
     absolute: bool
     proof: str
@@ -107,9 +123,17 @@ def plan(
     if radius is None:
         radius = "unit" if paper else DEFAULT_RADIUS
     parse_radius(radius, 4)  # whether it is one at all does not depend on the number of cells
-    fallback = solvers.Blackbox() if solver == "auto" else None
+    fallback = solvers.Blackbox() if solver == "auto" and constraint == "l2" else None
+    if solver == solvers.Blackbox.name and constraint != "l2":
+        raise InputError(
+            f"The solver {solver!r} cannot keep to the constraint {constraint!r}.",
+            how="Choose the constraint 'l2', or another solver.",
+        )
+    exact: Literal["no", "where possible", "only"] = "no"
     if solver == "auto":
-        solver = "sgd" if paper else "lbfgs"
+        solver, exact = ("sgd", "no") if paper else ("lbfgs", "where possible")
+    elif solver == "exact":
+        solver, exact = "lbfgs", "only"
     if ort_level not in get_args(Level):
         raise InputError(
             f"There is no optimisation level {ort_level!r}.", how=f"Choose one of {', '.join(get_args(Level))}."
@@ -122,6 +146,7 @@ def plan(
         constraint=constraint,
         radius=radius,
         solver=solvers.resolve(solver),
+        exact=exact,
         fallback=fallback,
         absolute=paper,
         proof=proof,

@@ -1,0 +1,266 @@
+"""A tail that is affine in the filter, as a matrix: z = z0 + J f, made once for a batch and asked ever after.
+
+The graph says that the tail is affine; one numeric check confirms it before anything is built on it. J is made by the
+cheapest way: a backward pass for each output, a batched forward over the cells, and, where the cells are merely pooled,
+a forward over the cells of what follows the pool alone. A question that needs one row of J takes one backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from l2caf_onnx.errors import L2cafError
+from l2caf_onnx.graph.cut import extract
+from l2caf_onnx.graph.pooled import Pooled, pooled
+from l2caf_onnx.tail import to_torch
+
+from .filtered import Filtered, Outputs
+
+Vectors = NDArray[np.float64]
+
+LARGEST = 2**30  # bytes of a Jacobian
+CELLS = 4096  # beyond, no matrix of cells x cells is made
+_AFFINE = 1e-4  # of the largest output: what a combination of filters may differ from that of their outputs
+_CHUNK = 2**28  # bytes of activations that are run at once
+_BACKWARD = 3  # forwards that a backward pass costs
+_FEW = 8  # rows of a matrix that are quicker taken out than multiplied with all others
+_LARGEST_REST = 2**28  # bytes of the matrix of what follows a pool
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """What follows the pool: z = bias + matrix p, the same for all samples, made once for a stop.
+
+    Attributes:
+        matrix: (M, C).
+        bias: (M,).
+        shapes: Of the outputs of a sample, by name.
+    """
+
+    matrix: Tensor
+    bias: Tensor
+    shapes: dict[str, tuple[int, ...]]
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """(N, M) -> (N, C): matrix' w; where few weights are not 0, by their rows alone."""
+        if len(weights) == 1:
+            some = weights[0].nonzero()[:, 0]
+            if len(some) <= _FEW:
+                return weights[:, some] @ self.matrix[some]
+        return weights @ self.matrix
+
+
+class Collapsed:
+    """z = z0 + J f of one batch.
+
+    Attributes:
+        filtered: The tail.
+        origin: z0, (N, M): all outputs of the filter 0, in a row.
+    """
+
+    def __init__(self, filtered: Filtered) -> None:
+        self.filtered, self.onnx = filtered, filtered.onnx
+        self.samples, self.cells = self.onnx.samples, self.onnx.cells
+        self._rest, self._share = _pool_of(filtered)
+        self.shapes: dict[str, tuple[int, ...]] = dict(self._rest.shapes) if self._rest is not None else {}
+        if self._rest is not None:
+            self.origin = self._rest.bias[None].expand(self.samples, -1)
+        else:
+            with torch.no_grad():
+                self.origin = self._row(filtered(self._zeros()))
+
+    @property
+    def size(self) -> int:
+        """M, outputs of a sample."""
+        return self.origin.shape[1]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of each output, how many numbers a sample has."""
+        return tuple(int(np.prod(s)) for s in self.shapes.values())
+
+    @property
+    def passes(self) -> int:
+        """How many runs of the tail, for each sample, make J."""
+        return self.size if self._rest is None and _BACKWARD * self.size < self.cells else self.cells
+
+    @property
+    def fits(self) -> bool:
+        """Whether J may be made."""
+        return self.samples * self.size * self.cells * 4 <= LARGEST
+
+    @cached_property
+    def jacobian(self) -> Tensor:
+        """J: (N, M, cells) float32."""
+        if self._rest is not None:
+            return self._rest.matrix @ self._share
+        return self._by_rows() if self.passes == self.size else self._by_columns()
+
+    @property
+    def made(self) -> bool:
+        """Whether J is there already."""
+        return "jacobian" in self.__dict__
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """J' w: (N, cells), for weights (N, M) of the outputs."""
+        if self.made:
+            return torch.einsum("nmc,nm->nc", self.jacobian, weights)
+        if self._rest is not None:
+            return torch.einsum("nck,nc->nk", self._share, self._rest.gradient(weights))
+        with torch.enable_grad():
+            leaf = self._zeros().requires_grad_(True)
+            z = self._row(self.filtered(leaf))
+            (gradient,) = torch.autograd.grad((z * weights).sum(), leaf)
+        return gradient.reshape(self.samples, -1)
+
+    def move(self, f: Tensor, samples: Tensor | None = None) -> Tensor:
+        """J f: (k, M), for filters (k, *spatial) of the samples named (None: all)."""
+        flat = f.reshape(len(f), -1)
+        if self.made:
+            jacobian = self.jacobian if samples is None else self.jacobian.index_select(0, samples.to(f.device))
+            return torch.einsum("nmc,nc->nm", jacobian, flat)
+        if self._rest is not None:
+            share = self._share if samples is None else self._share.index_select(0, samples.to(f.device))
+            return torch.einsum("nck,nk->nc", share, flat) @ self._rest.matrix.T
+        return self._row(self.filtered(f, samples)) - self._origin(samples)
+
+    def outputs(self, f: Tensor, samples: Tensor | None = None) -> Outputs:
+        """z0 + J f under the names of S2, batch first, differentiable."""
+        return self.named(self._origin(samples) + self.move(f, samples))
+
+    def named(self, rows: Tensor) -> Outputs:
+        """Rows (k, M) as outputs."""
+        parts = torch.split(rows, self.sizes, dim=1)
+        return {n: p.reshape(len(rows), *s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
+
+    def is_affine(self) -> bool:
+        """The numeric check: the output of a combination of filters is that combination of their outputs.
+
+        Taken of the whole tail, so that it also tells whether what was made of its pool is right.
+        """
+        generator = torch.Generator().manual_seed(0)
+        shape = (self.samples, *self.onnx.spatial)
+        f, g = (torch.rand(shape, generator=generator).to(self.filtered.device) for _ in range(2))
+        with torch.no_grad():
+            whole = self._row(self.filtered(1.5 * f - 0.75 * g))
+            parts = self.origin + 1.5 * self.move(f) - 0.75 * self.move(g)
+        if not bool(torch.isfinite(whole).all()):
+            return False
+        return bool((whole - parts).abs().max() <= _AFFINE * torch.maximum(whole.abs().max(), parts.abs().max()))
+
+    def _by_rows(self) -> Tensor:
+        """A backward pass for each output, all samples at once."""
+        with torch.enable_grad():
+            leaf = self._zeros().requires_grad_(True)
+            z = self._row(self.filtered(leaf))
+            rows = [
+                torch.autograd.grad(z[:, m].sum(), leaf, retain_graph=True)[0].reshape(self.samples, -1)
+                for m in range(self.size)
+            ]
+        return torch.stack(rows, dim=1)
+
+    def _by_columns(self) -> Tensor:
+        """A forward for each cell, in batches that bound memory."""
+        held = self.onnx.held[self.onnx.stop.at]
+        step = max(_CHUNK // (4 * max(held.nbytes // self.samples, 1)), 1)
+        found = []
+        with torch.no_grad():
+            eye = torch.eye(self.cells, device=self.filtered.device).reshape(self.cells, *self.onnx.spatial)
+            for n in range(self.samples):
+                columns = []
+                for k in range(0, self.cells, step):
+                    part = eye[k : k + step]
+                    numbers = torch.full((len(part),), n)
+                    columns.append(self._row(self.filtered(part, numbers)) - self.origin[n])
+                found.append(torch.cat(columns).T)
+        return torch.stack(found)
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.samples, *self.onnx.spatial, device=self.filtered.device)
+
+    def _origin(self, samples: Tensor | None) -> Tensor:
+        return self.origin if samples is None else self.origin.index_select(0, samples.to(self.origin.device))
+
+    def _row(self, outputs: Outputs) -> Tensor:
+        """Outputs, batch first, in a row."""
+        if not self.shapes:
+            self.shapes = {n: tuple(v.shape[1:]) for n, v in outputs.items()}
+        return torch.cat([v.reshape(len(v), -1).float() for v in outputs.values()], dim=1)
+
+
+def collapsed(filtered: Filtered) -> Collapsed | None:
+    """The tail as a matrix; None where it is not affine, by the graph or by the numeric check."""
+    stop = filtered.stop
+    if stop.obstacle is not None or stop.integers or filtered.tail.narrow is not None:
+        return None
+    if any(o.dtype != "float32" for o in stop.opened.outputs):
+        return None
+    samples = filtered.onnx.samples
+    try:
+        found = Collapsed(filtered)
+        rows = found.origin.shape[0] == samples and all(len(s) < 8 for s in found.shapes.values())
+        verdict: list[bool | None] = stop.opened.cache.get("affine", lambda: [None])
+        if verdict[0] is None:
+            verdict[0] = rows and found.is_affine()
+    except (L2cafError, RuntimeError, IndexError):
+        return None  # outputs that are not one row a sample
+    return found if verdict[0] and rows else None
+
+
+def _pool_of(filtered: Filtered) -> tuple[_Rest | None, Tensor]:
+    """What follows the pool, where the cells are merely pooled, and each cell's share of the pool, (N, C, cells)."""
+    stop, onnx, places = filtered.stop, filtered.onnx, filtered.stop.axes
+    nothing = torch.zeros(0)
+    at = filtered.held.get(stop.at)
+    if at is None or set(filtered.held) != {stop.at} or places.batch is None:
+        return None, nothing
+    plan: list[Any] = stop.opened.cache.get(("rest", filtered.device), lambda: [pooled(stop.opened, stop.axes), None])
+    pool, rest = plan
+    if pool is None:
+        return None, nothing
+    share = at.permute(places.batch, *places.channel, *places.spatial).reshape(onnx.samples, -1, onnx.cells)
+    if pool.mean:
+        share = share / onnx.cells
+    if rest is None:
+        one = [1 if a == places.batch or a in places.spatial else at.shape[a] for a in range(places.rank)]
+        shape = tuple(s for a, s in enumerate(one) if pool.keeps or a not in places.spatial)
+        rest = plan[1] = _rest(filtered, pool, shape)
+    if rest is None:
+        plan[0] = None
+        return None, nothing
+    return rest, share
+
+
+def _rest(filtered: Filtered, pool: Pooled, shape: tuple[int, ...]) -> _Rest | None:
+    """The matrix of what follows the pool, made column by column; None where it does not stand alone or is too large.
+
+    `is_affine` checks it with the rest of what is collapsed.
+    """
+    stop = filtered.stop
+    try:
+        part = extract(stop.opened, [pool.tensor], stop.own_names)
+        channels = int(np.prod(shape))
+        tail = to_torch(part, {pool.tensor: np.ones(shape, np.float32)}).to(filtered.device)
+
+        def rows(p: Tensor) -> dict[str, Tensor]:
+            outputs = tail({pool.tensor: p.reshape(shape)})
+            found = {name: outputs[own] for name, own in zip(stop.cut.to, stop.own_names, strict=True)}
+            return filtered.onnx.by_sample(found, 1)
+
+        with torch.no_grad():
+            zero = rows(torch.zeros(channels, device=filtered.device))
+            bias = torch.cat([v.reshape(-1) for v in zero.values()])
+            if bias.dtype != torch.float32 or 4 * bias.numel() * channels > _LARGEST_REST:
+                return None
+            eye = torch.eye(channels, device=filtered.device)
+            columns = [torch.cat([v.reshape(-1) for v in rows(e).values()]) - bias for e in eye]
+    except (L2cafError, RuntimeError, ValueError):
+        return None
+    return _Rest(torch.stack(columns, 1).contiguous(), bias, {n: tuple(v.shape[1:]) for n, v in zero.items()})

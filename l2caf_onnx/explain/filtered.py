@@ -1,0 +1,214 @@
+"""The filtered tail in torch: T(A f), differentiable, for any filters of any samples of a batch.
+
+The tail is converted once, for one sample. Several run at once as the module itself allows (a graph whose batch is
+open), else by `torch.func.vmap`, else one after the other: whichever gives what single runs give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2caf_onnx.agreement import RTOL
+from l2caf_onnx.errors import ParityError, UnsupportedModelError
+from l2caf_onnx.graph.insert import FILTER_INPUT
+from l2caf_onnx.tail import TorchTail, to_torch
+
+from .opened import Held, Opened, on_host
+
+Outputs = dict[str, Tensor]
+Way = Literal["together", "vmap", "loop"]
+
+ONE_BY_ONE = "The tail runs sample by sample: it holds an operator that neither takes a batch nor can be mapped."
+
+
+class Filtered:
+    """T(A f) of one batch in torch.
+
+    Attributes:
+        onnx: The same in onnxruntime.
+        tail: The module, made for `unit` samples.
+        unit: 1, or the whole batch where samples cannot be told apart.
+    """
+
+    def __init__(self, onnx: Opened, device: torch.device, providers: Sequence[str] | None) -> None:
+        self.onnx, self.stop, self.device = onnx, onnx.stop, device
+        self.unit = 1 if onnx.samples == 1 or _separable(onnx) else onnx.samples
+        tail = None
+        if self.unit < onnx.samples:
+            try:
+                tail = self._converted(onnx.example(slice(0, 1), onnx.ones()), providers)
+            except (UnsupportedModelError, ParityError):
+                self.unit = onnx.samples  # one sample alone is not what this graph expects
+        self.tail: TorchTail = tail or self._converted(onnx.fed(onnx.ones()), providers)
+        if device.type != "cpu":
+            self.tail = self.tail.to(device)
+        self.held = {n: _tensor(a).to(device) for n, a in onnx.held.items() if n in self.tail.reads}
+        self._known: list[Way | None] = self.stop.opened.cache.get("way", lambda: [None])
+        self._axes = {n: onnx.sample_axis(n) for n in self.held}
+
+    def _converted(self, example: Held, providers: Sequence[str] | None) -> TorchTail:
+        """As `to_torch`; looked up without a glance at the values, where these do not steer the tail."""
+        key = ("tail", tuple((n, tuple(v.shape)) for n, v in example.items()), tuple(providers or ()))
+        kept: list[TorchTail] = self.stop.opened.cache.get(key, list)
+        if kept:
+            return kept[0]
+        fed = {name: on_host(value) for name, value in example.items()}
+        tail = to_torch(self.stop.opened, fed, held=self.stop.held_names, providers=providers)
+        if not tail.fixed:
+            kept.append(tail)
+        return tail
+
+    def __call__(self, f: Tensor, samples: Tensor | None = None) -> Outputs:
+        """The outputs, batch first, under the names of S2, for filters (k, *spatial).
+
+        Args:
+            f: The filters.
+            samples: (k,) int64, the sample that each filter is for; None: all, in their order.
+        """
+        k = len(f)
+        if samples is not None and k == self.onnx.samples and bool((samples == torch.arange(k)).all()):
+            samples = None
+        if self.unit > 1:
+            return self._padded(f, samples)
+        if k == 1:
+            return self._together(f, samples)
+        return _WAYS[self._known[0] or self._way(f, samples)](self, f, samples)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how it ran."""
+        return (ONE_BY_ONE,) if self._known[0] == "loop" else ()
+
+    def _way(self, f: Tensor, samples: Tensor | None) -> Way:
+        """The quickest way that gives for the first and the last filter what they give alone."""
+        chosen: Way = "loop"
+        with torch.no_grad():
+            ends = [0, len(f) - 1]
+            alone = [self._together(f[e : e + 1], self._numbers(f, samples)[e : e + 1]) for e in ends]
+            for way in ("together", "vmap"):
+                try:
+                    both = _WAYS[way](self, f, samples)
+                except Exception:  # noqa: BLE001  # modules raise anything where a batch does not fit
+                    continue
+                if all(_same(a, {n: v[e : e + 1] for n, v in both.items()}) for a, e in zip(alone, ends, strict=True)):
+                    chosen = way
+                    break
+        self._known[0] = chosen
+        return chosen
+
+    def _numbers(self, f: Tensor, samples: Tensor | None) -> Tensor:
+        if samples is None:
+            samples = torch.arange(len(f))
+        return samples.to(self.device)
+
+    def _placed(self, f: Tensor) -> Tensor:
+        """Filters (k, *spatial) as they multiply S1, tokens around a grid by 1."""
+        way = self.stop.axes.placement(tuple(f.shape))
+        flat = f.reshape(way.flat)
+        if any(way.kept):
+            flat = torch.nn.functional.pad(flat, way.kept, value=1.0)
+        return flat.permute(way.order).reshape(way.shape)
+
+    def _named(self, outputs: Outputs, count: int) -> Outputs:
+        found = {name: outputs[own] for name, own in zip(self.stop.cut.to, self.stop.own_names, strict=True)}
+        return self.onnx.by_sample(found, count)
+
+    def _together(self, f: Tensor, samples: Tensor | None) -> Outputs:
+        """All in one run of the module, as a batch."""
+        held = {}
+        for name, value in self.held.items():
+            axis = self._axes[name]
+            if axis is None or samples is None:
+                held[name] = value
+            elif value.shape[axis] == 1:
+                held[name] = value.expand([len(f) if a == axis else s for a, s in enumerate(value.shape)])
+            else:
+                held[name] = value.index_select(axis, samples.to(self.device))
+        return self._named(self.tail({**held, FILTER_INPUT: self._placed(f)}), len(f))
+
+    def _mapped(self, f: Tensor, samples: Tensor | None) -> Outputs:
+        """By vmap over the module for one sample."""
+        numbers = self._numbers(f, samples)
+        given, places = [f], [0]
+        for name, value in self.held.items():
+            axis = self._axes[name]
+            own = value if axis is None else value.index_select(axis, numbers).movedim(axis, 0).unsqueeze(axis + 1)
+            given.append(own)
+            places.append(0 if axis is not None else -1)
+
+        def one(filter: Tensor, *held: Tensor) -> Outputs:
+            fed = dict(zip(self.held, held, strict=True))
+            outputs: Outputs = self.tail({**fed, FILTER_INPUT: self._placed(filter[None])})
+            return outputs
+
+        in_dims = tuple(p if p >= 0 else None for p in places)
+        outputs = torch.func.vmap(one, in_dims=in_dims)(*given)
+        found = {name: outputs[own] for name, own in zip(self.stop.cut.to, self.stop.own_names, strict=True)}
+        return {name: self._without_batch(name, value) for name, value in found.items()}
+
+    def _without_batch(self, name: str, mapped: Tensor) -> Tensor:
+        """A mapped output without the batch of one that each sample has inside."""
+        axis = self.stop.batch[name] + 1
+        return mapped.squeeze(axis) if 0 < axis < mapped.ndim and mapped.shape[axis] == 1 else mapped
+
+    def _looped(self, f: Tensor, samples: Tensor | None) -> Outputs:
+        """One sample after the other."""
+        numbers = self._numbers(f, samples)
+        runs = [self._together(f[k : k + 1], numbers[k : k + 1]) for k in range(len(f))]
+        return {name: torch.cat([r[name] if r[name].ndim else r[name][None] for r in runs]) for name in runs[0]}
+
+    def _padded(self, f: Tensor, samples: Tensor | None) -> Outputs:
+        """In whole batches, whose other places hold the filter that changes nothing."""
+        if samples is None:
+            return self._together(f, None)
+        numbers = samples.tolist()
+        found: list[dict[str, Tensor] | None] = [None] * len(numbers)
+        waiting = list(range(len(numbers)))
+        while waiting:
+            round_: dict[int, int] = {}
+            for k in waiting:
+                round_.setdefault(numbers[k], k)
+            ones = torch.ones_like(f[:1])
+            full = torch.cat([f[round_[n]][None] if n in round_ else ones for n in range(self.onnx.samples)])
+            outputs = self._together(full, None)
+            for n, k in round_.items():
+                found[k] = {name: v[n] for name, v in outputs.items()}
+            waiting = [k for k in waiting if k not in round_.values()]
+        rows = [r for r in found if r is not None]
+        return {name: torch.stack([r[name] for r in rows]) for name in rows[0]}
+
+
+_WAYS: dict[Way, Callable[[Filtered, Tensor, Tensor | None], Outputs]] = {
+    "together": Filtered._together,
+    "vmap": Filtered._mapped,
+    "loop": Filtered._looped,
+}
+
+
+def _separable(onnx: Opened) -> bool:
+    """Whether each sample can be run alone: it has a place in S1 and the file lets a batch be 1; not quantised ones,
+    which are judged as a whole.
+    """
+    return onnx.stop.batch[onnx.stop.at] >= 0 and onnx.unit in (None, 1) and not onnx.stop.integers
+
+
+def _same(alone: Outputs, together: Outputs) -> bool:
+    return all(
+        a.shape == together[n].shape
+        and bool(((a - together[n]).abs().amax() if a.numel() else torch.zeros(())) <= _tolerance(a))
+        for n, a in alone.items()
+        if a.is_floating_point()
+    ) and all(a.shape == together[n].shape for n, a in alone.items())
+
+
+def _tolerance(a: Tensor) -> float:
+    return RTOL.get(str(a.dtype).removeprefix("torch."), 0.0) * float(a.abs().amax() if a.numel() else 0.0)
+
+
+def _tensor(array: Any) -> Tensor:
+    return array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
