@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2caf_onnx.errors import InputError
-from l2caf_onnx.filters import Sphere, heatmap, norm_of, parse_radius
+from l2caf_onnx.filters import CONSTRAINTS, Sphere, constraint_set, heatmap, norm_of, parse_radius
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -92,6 +92,54 @@ def test_a_random_point_is_seeded_the_same_for_each_sample_and_leaves_the_global
     assert torch.equal(two[:1], one)
     assert not torch.equal(one, Sphere(1.0).random_point((1, 4, 4), seeded(4)))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_constraint_sets_have_names_and_another_is_refused() -> None:
+    assert CONSTRAINTS == ("l2", "l2-nonneg", "softmax")
+    for name in CONSTRAINTS:
+        made = constraint_set(name, 2.0, dtype=torch.float64)
+        assert made.name == name
+        assert made.uniform_point((1, 3)).dtype == torch.float64
+        with pytest.raises(InputError, match="norm"):
+            constraint_set(name, 0.0)
+    assert isinstance(constraint_set("l2", 1.0), Sphere)
+    with pytest.raises(InputError, match="l2, l2-nonneg, softmax"):
+        constraint_set("gaussian", 1.0)
+
+
+@pytest.mark.parametrize("spatial", [(7,), (3, 5), (2, 3, 4)])
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_points_of_each_set_have_its_size_and_signs(name: str, spatial: tuple[int, ...]) -> None:
+    radii = [0.5, 1.0, 7.0]
+    made, cells = constraint_set(name, torch.tensor(radii)), math.prod(spatial)
+    uniform = made.uniform_point((3, *spatial))
+    expected = np.broadcast_to(np.reshape(radii, (3,) + (1,) * len(spatial)), uniform.shape) / math.sqrt(cells)
+    np.testing.assert_allclose(uniform.numpy(), expected, rtol=1e-6)
+    for f in (uniform, made.random_point((3, *spatial), seeded()), made.retract(randn(3, *spatial))):
+        assert name == "l2" or float(f.min()) >= 0
+        sizes = (f.flatten(1).sum(1) / math.sqrt(cells)).tolist() if name == "softmax" else norms(f)
+        assert sizes == pytest.approx(radii, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_taking_samples_takes_their_radii(name: str) -> None:
+    made, w = constraint_set(name, torch.tensor([0.5, 1.0, 7.0])), randn(3, 4)
+    picked = torch.tensor([2, 0, 2])
+    torch.testing.assert_close(made.take(picked).retract(w[picked]), made.retract(w)[picked], rtol=0, atol=0)
+    one = constraint_set(name, 3.0)
+    torch.testing.assert_close(one.take(picked).retract(w), one.retract(w), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_every_retraction_is_differentiable(name: str) -> None:
+    w = randn(2, 3, 4, dtype=torch.float64).requires_grad_(True)
+    assert torch.autograd.gradcheck(constraint_set(name, 2.0, dtype=torch.float64).retract, (w,))
+
+
+def test_the_softmax_at_rho_1_over_cells_is_the_paper_s_of_total_1() -> None:
+    w = randn(1, 7, 7)
+    f = constraint_set("softmax", norm_of(1 / 49, 49)).retract(w)
+    np.testing.assert_allclose(f.flatten().numpy(), torch.softmax(w.flatten(), 0).numpy(), rtol=1e-5)
 
 
 def resized_by_hand(values: np.ndarray, size: int) -> np.ndarray:

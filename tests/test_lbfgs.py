@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from l2caf_onnx.filters import Sphere
+from l2caf_onnx.filters import CONSTRAINTS, Sphere, constraint_set
 from l2caf_onnx.solvers import Adam, Lbfgs, LossFunction, Solution
+from l2caf_onnx.solvers.history import History
 from l2caf_onnx.solvers.lbfgs import converged
+from l2caf_onnx.solvers.surfaces import surface
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +127,8 @@ def test_it_crosses_a_kink() -> None:
         ([5.0, 0.0], [1e-4, 0.0], "converged"),
         ([9.0, 1.0, 1.0, 1.0, 1.0], [1.0, 0.0], "settled"),
         ([9.0, 1.01, 1.0, 1.0, 1.0], [1.0, 0.0], None),
+        ([1000.8, 1000.01, 1000.0, 1000.0, 1000.0], [1.0, 0.0], None),  # it is what was gained that counts
+        ([1000.0003, 1000.0002, 1000.0001, 1000.0], [1.0, 0.0], "settled.*roundings"),
         ([1.0, 1.0, 1.0], [1.0, 0.0], None),
         ([9.0, 1.0, 1.0, 1.0, 1.0], [math.nan, 0.0], "settled"),
     ],
@@ -134,3 +138,146 @@ def test_convergence_is_judged_by_the_gradient_and_by_the_last_steps(
 ) -> None:
     said = converged(Lbfgs(loss_tolerance=1e-4), losses, np.array(gradient))
     assert (said is None) if reason is None else re.search(reason, said or "")
+
+
+def test_restarts_find_the_better_of_two_basins_and_are_counted() -> None:
+    # f = (cos a, sin a): minima near a = 1 (-0.7), next to the uniform filter, and opposite (-1.3).
+    calls: list[int] = []
+
+    def losses(f: Tensor, i: Tensor) -> Tensor:
+        calls.extend(i.tolist())
+        a = torch.atan2(f[:, 1], f[:, 0]) - 1.0
+        return -torch.cos(2 * a) + 0.3 * torch.cos(a)
+
+    once = solve(losses, (2, 2))
+    assert once.loss.tolist() == pytest.approx([-0.7, -0.7], abs=1e-3)
+    calls.clear()
+    often = solve(losses, (2, 2), solver=Lbfgs(restarts=5))
+    assert often.loss.tolist() == pytest.approx([-1.3, -1.3], abs=1e-3)
+    assert often.evaluations.tolist() == [calls.count(0), calls.count(1)]
+    assert all(re.search("best of 6 starts, number [2-6]", reason) for reason in often.stop_reason)
+    sphere, generator = Sphere(1.0), torch.Generator().manual_seed(0)
+    asked = Lbfgs().minimise(losses, sphere, (2, 2), generator=generator, restarts=5)
+    assert torch.equal(asked.filter, often.filter)
+    worse = solve(losses, (1, 2), solver=Lbfgs(restarts=1, max_evaluations=1))
+    assert float(worse.loss) <= float(losses(sphere.uniform_point((1, 2)), torch.zeros(1, dtype=torch.int64)))
+
+
+def test_a_restart_where_the_loss_is_not_finite_is_no_answer() -> None:
+    # Finite on the half of the circle where the uniform filter is; restarts begin on the other too.
+    def losses(f: Tensor, _: Tensor) -> Tensor:
+        return torch.where(f.sum(1) > 0, f[:, 0], torch.nan)
+
+    solution = solve(losses, (1, 2), solver=Lbfgs(restarts=6))
+    assert float(solution.loss) == pytest.approx(-math.sqrt(0.5), abs=0.05)
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_it_starts_where_it_is_told(name: str) -> None:
+    g = torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+    constraint = constraint_set(name, 1.5)
+    start = constraint.random_point((2, 6), torch.Generator().manual_seed(2))
+    first: list[Tensor] = []
+
+    def losses(f: Tensor, i: Tensor) -> Tensor:
+        first.append(f.detach())
+        return (g[i] * f).sum(1)
+
+    Lbfgs().minimise(losses, constraint, (2, 6), generator=torch.Generator(), start=start)
+    np.testing.assert_allclose(first[0].numpy(), start.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_every_point_that_it_tries_is_in_the_set(name: str) -> None:
+    tail, constraint = ReluTail(0, samples=1), constraint_set(name, 3.0)
+
+    def losses(f: Tensor, i: Tensor) -> Tensor:
+        size = f.detach().sum() / 14 if name == "softmax" else f.detach().norm()
+        assert float(size) == pytest.approx(3.0, rel=1e-5)
+        assert name == "l2" or float(f.detach().min()) >= 0
+        return tail.losses(f, i)
+
+    solution = Lbfgs().minimise(losses, constraint, (1, 14, 14), generator=torch.Generator().manual_seed(0))
+    start = tail.losses(constraint.uniform_point((1, 14, 14)), torch.zeros(1, dtype=torch.int64))
+    assert float(solution.loss) < 0.9 * float(start)
+
+
+def test_it_ends_on_a_deep_relu_tail_below_where_adam_ends_with_f_not_negative() -> None:
+    tail, constraint = ReluTail(0, samples=2), constraint_set("l2-nonneg", torch.tensor([14 * 0.35, 14 * 0.7]))
+    shape, generator = (2, 14, 14), torch.Generator().manual_seed(0)
+    solution = Lbfgs().minimise(tail.losses, constraint, shape, generator=generator)
+    adam = Adam(steps=1000, learning_rate=0.1, tolerance=0)
+    reference = adam.minimise(tail.losses, constraint, shape, generator=generator)
+    start = tail.losses(constraint.uniform_point(shape), torch.arange(2))
+    gained = (start - solution.loss) / (start - reference.loss)
+    assert gained.min().item() >= 0.995
+    assert solution.evaluations.max().item() <= 60
+
+
+def test_cells_come_back_from_zero() -> None:
+    # The start has cell 0 at 0, where the minimum is; cell 1, where the start has most, is 0 in the end.
+    p = torch.tensor([2.0, -1.0, 1.0])
+    start = torch.tensor([[0.0, 0.9, 0.1]])
+    solution = Lbfgs(loss_tolerance=1e-6).minimise(
+        lambda f, _: (f - p).square().sum(1),
+        constraint_set("l2-nonneg", 1.0),
+        (1, 3),
+        generator=torch.Generator(),
+        start=start,
+    )
+    assert solution.filter[0].tolist() == pytest.approx([2 / math.sqrt(5), 0, 1 / math.sqrt(5)], abs=1e-3)
+    assert float(solution.filter[0, 1]) == 0
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_the_velocity_is_the_curve_s_and_the_gradient_the_loss_s(name: str) -> None:
+    # Central differences in numpy of g'f along a curve, against gradient . velocity at its points.
+    rng = np.random.default_rng(0)
+    constraint = constraint_set(name, 2.0, dtype=torch.float64)
+    on = surface(constraint, 5, 2.0, first=0.3, largest=1.2)
+    point, g = on.drawn(rng.normal(size=5)), rng.normal(size=5)
+    along = on.direction(History(3, 5), point, on.gradient(point, g))
+    along = along / on.length(along)
+
+    def loss(step: float) -> float:
+        there = on.move(point, along, step)[0]
+        return float(g @ constraint.retract(torch.from_numpy(there)[None])[0].numpy())
+
+    for step in (1e-5, 0.2, 0.7):
+        there, velocity = on.move(point, along, step)
+        slope = float(on.gradient(there, g) @ velocity)
+        assert slope == pytest.approx((loss(step + 1e-6) - loss(step - 1e-6)) / 2e-6, rel=1e-5, abs=1e-8)
+
+
+def two_loops(s: list[np.ndarray], y: list[np.ndarray], gradient: np.ndarray) -> np.ndarray:
+    """Nocedal & Wright, algorithm 7.4, with equation 7.20."""
+    q, weights = gradient.copy(), []
+    for a, b in zip(reversed(s), reversed(y), strict=True):
+        weights.append((a @ q) / (a @ b))
+        q -= weights[-1] * b
+    q *= (s[-1] @ y[-1]) / (y[-1] @ y[-1])
+    for a, b, weight in zip(s, y, reversed(weights), strict=True):
+        q += (weight - (b @ q) / (a @ b)) * a
+    return -q
+
+
+@pytest.mark.parametrize("kept", [1, 3, 8])
+def test_the_compact_form_is_the_two_loop_recursion(kept: int) -> None:
+    rng = np.random.default_rng(kept)
+    half = rng.normal(size=(12, 12))
+    steps = [rng.normal(size=12) for _ in range(8)]
+    changes = [(half @ half.T + 12 * np.eye(12)) @ step for step in steps]
+    history, gradient = History(kept, 12), rng.normal(size=12)
+    for step, change in zip(steps, changes, strict=True):
+        history.remember(step, change)
+    expected = two_loops(steps[-kept:], changes[-kept:], gradient)
+    np.testing.assert_allclose(history.direction(gradient), expected, rtol=1e-9, atol=1e-12)
+    free = np.arange(12) % 3 > 0
+    expected = two_loops([v * free for v in steps[-kept:]], [v * free for v in changes[-kept:]], gradient * free)
+    found = history.direction(gradient, free)
+    if all((a * free) @ b > 0 for a, b in zip(steps, changes, strict=True)):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert not found[~free].any()
+    history.remember(steps[0], -changes[0])
+    assert len(history) <= kept
+    assert float(history.direction(gradient) @ gradient) < 0

@@ -7,7 +7,7 @@ and ||f|| = r, found by an eigendecomposition and a bisection in numpy float64 (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2caf_onnx.errors import InputError, SolverError
-from l2caf_onnx.filters import Sphere
+from l2caf_onnx.filters import ConstraintSet, Sphere, constraint_set
 from l2caf_onnx.solvers import SOLVERS, Adam, Lbfgs, LossFunction, Sgd, Solution, resolve
+from l2caf_onnx.solvers.linesearch import Wolfe
 
 Array = NDArray[np.float64]
 
@@ -38,7 +39,7 @@ class Problem:
     """A loss of 3 filters (or of one, where `only`), the radii, and the least loss of each sample."""
 
     losses: LossFunction
-    sphere: Sphere
+    sphere: ConstraintSet
     shape: tuple[int, ...]
     least: list[float]
 
@@ -373,3 +374,147 @@ def test_neither_a_broken_sample_nor_a_slow_one_changes_another(name: str) -> No
     assert int(together.evaluations[1]) == int(alone.evaluations)
     np.testing.assert_allclose(together.filter[1].numpy(), alone.filter[0].numpy(), rtol=0, atol=1e-6)
     assert together.stop_reason[1] == alone.stop_reason[0]
+
+
+# --- f >= 0 and the softmax: minima known in closed form ---
+
+
+def nonneg_linear(only: int | None = None) -> Problem:
+    """L = g'f, f >= 0: r max(-g, 0) / ||max(-g, 0)||; in sample 2 all g > 0, and it is all in the cell of least g."""
+    g = rng(2).normal(-0.1, 1, (3, 4, 5))
+    g[2] = np.abs(g[2]) + 0.05
+    radii = np.array([1.0, 2.5, 0.4])
+    least = [
+        -r * float(np.linalg.norm(np.maximum(-one, 0))) if one.min() < 0 else r * float(one.min())
+        for r, one in zip(radii, g, strict=True)
+    ]
+    return posed_for("l2-nonneg", lambda w, f: (w * f).sum((1, 2)), (g,), radii, least, only)
+
+
+def nonneg_least_squares(only: int | None = None) -> Problem:
+    """L = f'Gf - 2q'f: q is such that a chosen f >= 0 with zeros obeys the KKT conditions with mu >= 0: global."""
+    grams, qs, least = [], [], []
+    for seed in range(3):
+        draw = rng(10 + seed)
+        j = draw.normal(0, 1, (12, 10))
+        f = np.maximum(draw.normal(0.2, 1, 10), 0)
+        f *= 1.5 / np.linalg.norm(f)
+        s = np.where(f == 0, draw.uniform(0.1, 1, 10), 0)
+        gram = j.T @ j
+        q = gram @ f + draw.uniform(0, 2) * f - s
+        grams.append(gram)
+        qs.append(q)
+        least.append(float(f @ gram @ f - 2 * q @ f))
+
+    def losses(gram: Tensor, q: Tensor, f: Tensor) -> Tensor:
+        return torch.einsum("ka,kab,kb->k", f, gram, f) - 2 * (q * f).sum(1)
+
+    return posed_for("l2-nonneg", losses, (np.stack(grams), np.stack(qs)), np.full(3, 1.5), least, only)
+
+
+def softmax_least_squares(only: int | None = None) -> Problem:
+    """L = |J (f - f*)|^2 for an f* of the simplex, of which the minimum is 0."""
+    jacobians, points = [], []
+    for seed in range(3):
+        draw = rng(20 + seed)
+        p = np.exp(draw.normal(0, 1, 8))
+        jacobians.append(draw.normal(0, 0.2, (9, 8)))
+        points.append(2.0 * math.sqrt(8) * p / p.sum())
+
+    def losses(j: Tensor, point: Tensor, f: Tensor) -> Tensor:
+        return torch.einsum("koc,kc->ko", j, f - point).square().sum(1)
+
+    return posed_for("softmax", losses, (np.stack(jacobians), np.stack(points)), np.full(3, 2.0), [0.0] * 3, only)
+
+
+def softmax_linear(only: int | None = None) -> Problem:
+    """L = g'f: the infimum s min(g) is at one cell and is not attained."""
+    g = rng(30).normal(0, 1, (3, 12))
+    least = [1.5 * math.sqrt(12) * float(one.min()) for one in g]
+    return posed_for("softmax", lambda w, f: (w * f).sum(1), (g,), np.full(3, 1.5), least, only)
+
+
+def posed_for(
+    name: str,
+    losses: Callable[..., Tensor],
+    data: tuple[Array, ...],
+    radii: Array,
+    least: list[float],
+    only: int | None,
+) -> Problem:
+    chosen = slice(None) if only is None else slice(only, only + 1)
+    own = [tensor(d[chosen]) for d in data]
+    shape = data[0].shape[1:] if len(data) == 1 else data[1].shape[1:]
+    count = 3 if only is None else 1
+    return Problem(
+        losses=lambda f, i: losses(*(d[i] for d in own), f),
+        sphere=constraint_set(name, tensor(radii[chosen])),
+        shape=(count, *shape),
+        least=least[chosen],
+    )
+
+
+CONSTRAINED = {
+    "f >= 0, linear": nonneg_linear,
+    "f >= 0, least squares": nonneg_least_squares,
+    "softmax, least squares": softmax_least_squares,
+    "softmax, linear": softmax_linear,
+}
+EXACTLY = Lbfgs(loss_tolerance=1e-6)
+
+
+@pytest.mark.parametrize("solver", [EXACTLY, Sgd(tolerance=0), Adam(tolerance=0)], ids=lambda s: str(s.name))
+@pytest.mark.parametrize("problem", CONSTRAINED)
+def test_each_solver_finds_each_minimum_on_the_other_sets(solver: Lbfgs | Sgd | Adam, problem: str) -> None:
+    posed = CONSTRAINED[problem]()
+    solution = posed.solve(solver)
+    allowed = 2e-3 if problem == "softmax, linear" else 1e-5 if solver.name == "lbfgs" else 2e-2
+    assert max(gaps(posed, solution)) <= allowed
+    assert min(gaps(posed, solution)) >= -1e-5
+    assert float(solution.filter.min()) >= 0
+    f, radii = solution.filter.flatten(1).double(), posed.sphere.radii(3).double()
+    sizes = f.sum(1) / math.sqrt(f.shape[1]) if posed.sphere.name == "softmax" else f.norm(dim=1)
+    assert sizes.tolist() == pytest.approx(radii.tolist(), rel=1e-6)
+    np.testing.assert_allclose(solution.loss.numpy(), posed.at(solution.filter).numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("problem", CONSTRAINED)
+def test_a_batch_gives_what_its_samples_give_alone_on_the_other_sets(problem: str) -> None:
+    together = CONSTRAINED[problem]().solve("lbfgs")
+    for i in range(3):
+        alone = CONSTRAINED[problem](i).solve("lbfgs")
+        np.testing.assert_allclose(together.filter[i].numpy(), alone.filter[0].numpy(), rtol=1e-3, atol=2e-4)
+        assert abs(int(together.evaluations[i] - alone.evaluations[0])) <= 2
+
+
+def test_the_softmax_says_that_it_has_concentrated() -> None:
+    solution = softmax_linear().solve(EXACTLY)
+    assert all("concentrated" in reason for reason in solution.stop_reason)
+    g = rng(30).normal(0, 1, (3, 12))
+    assert solution.filter.argmax(1).tolist() == g.argmin(1).tolist()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_lbfgs_ends_at_a_kkt_point_where_f_may_not_be_negative(seed: int) -> None:
+    # Indefinite quadratics: any KKT point will do. t = g - f <f, g> / r^2 is 0 where f > 0, and >= 0 where f = 0.
+    draw, r = rng(100 + seed), 2.0
+    half = draw.normal(0, 1, (30, 30))
+    gram, q = torch.from_numpy(half + half.T), torch.from_numpy(draw.normal(0, 3, 30))
+
+    def losses(f: Tensor, _: Tensor) -> Tensor:
+        return torch.einsum("ka,ab,kb->k", f, gram, f) - 2 * f @ q
+
+    solution = Lbfgs(loss_tolerance=1e-13, gradient_tolerance=1e-6, line_search=Wolfe(rounding=1e-15)).minimise(
+        losses, constraint_set("l2-nonneg", r, dtype=torch.float64), (1, 30), generator=torch.Generator().manual_seed(0)
+    )
+    f = solution.filter[0]
+    g = 2 * (gram @ f - q)
+    t = (g - f * float(f @ g) / r**2).numpy()
+    zero = f.numpy() == 0
+    scale = abs(float(solution.loss))
+    assert 0 < zero.sum() < 30
+    assert float(f.min()) >= 0
+    assert float(f.norm()) == pytest.approx(r, rel=1e-12)
+    assert np.abs(t[~zero]).max() <= 1e-4 * scale
+    assert t[zero].min() >= -1e-4 * scale
+    assert int(solution.evaluations) <= 150

@@ -40,26 +40,26 @@ class History:
         if len(self):
             self.scale = float(sy[-1] / (self.y[-1] @ self.y[-1]))
 
-    def direction(self, gradient: Vector, free: Mask | None = None) -> Vector:
-        """-H g over the `free` cells (None: all), 0 in the others; -g where that does not fall, and all is forgotten.
+    def direction(self, gradient: Vector, free: Mask | None = None, metric: Vector | float = 1.0) -> Vector:
+        """-H g over the `free` cells (None: all), 0 in the others; -D g where that does not fall, and all is forgotten.
 
-        H starts from s'y / y'y of the last pair (Nocedal & Wright, equation 7.20).
+        H starts from D s'y / y'Dy of the last pair (Nocedal & Wright, equation 7.20), D the diagonal `metric`.
         """
         g = gradient if free is None else np.where(free, gradient, 0.0)
         s, y = (self.s, self.y) if free is None else _curved(self.s * free, self.y * free)[:2]
         if not len(s):
-            return -self.scale * g
+            return -self.scale * metric * g
         products = s @ y.T
-        scale = float(products[-1, -1] / (y[-1] @ y[-1]))
+        first = metric * float(products[-1, -1] / (y[-1] @ (metric * y[-1])))
         upper = np.triu(products)
         p = np.linalg.solve(upper, s @ g)
-        inner = np.diag(products) * p + scale * (y @ (y.T @ p) - y @ g)
-        d: Vector = scale * (y.T @ p - g) - s.T @ np.linalg.solve(upper.T, inner)
-        if float(d @ g) < -1e-6 * float(np.linalg.norm(d) * np.linalg.norm(g)):
+        back = first * (y.T @ p - g)
+        d: Vector = back - s.T @ np.linalg.solve(upper.T, np.diag(products) * p + y @ back)
+        if float(d @ g) < -1e-8 * float(np.linalg.norm(d) * np.linalg.norm(g)):
             return d
         if np.any(g):
             self.clear()
-        return -g
+        return -metric * g
 
 
 def _curved(s: Vector, y: Vector) -> tuple[Vector, Vector, Vector]:

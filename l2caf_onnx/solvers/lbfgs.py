@@ -248,7 +248,7 @@ def _descend(settings: Lbfgs, on: Surface, start: Vector, elsewhere: Sequence[Ve
     losses = [value.loss]
     history = History(settings.memory, len(point))
     step = on.first
-    while not (reason := arrived(losses, point, value) or on.ended(point)):
+    while not (reason := on.ended(point) or arrived(losses, point, value)):
         direction = on.direction(history, point, value.gradient)
         size = on.length(direction)
         if len(history):

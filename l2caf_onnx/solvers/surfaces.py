@@ -222,7 +222,12 @@ _REACH = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """The logits w of f = s p, p = softmax(w): Euclidean, steps measured by the logit that moves most."""
+    """The logits w of f = s p, p = softmax(w): Euclidean, steps measured by the logit that moves most.
+
+    The gradient by a logit carries its cell's p and vanishes with it, so that a cell that has lost would not come back:
+    L-BFGS starts from 1 / (p + 1 / cells), a damped inverse of the Fisher information of p (Amari, "Natural gradient
+    works efficiently in learning", Neural Computation 10(2), 1998).
+    """
 
     total: float
     first: float = 1.0
@@ -253,8 +258,10 @@ class Logits:
         return gradient
 
     def direction(self, history: History, point: Vector, gradient: Vector) -> Vector:
-        """-H g."""
-        return history.direction(gradient)
+        """-H g, H from the damped Fisher information."""
+        p = _softmax(point)
+        metric = 1 / (p + 1 / len(p))
+        return history.direction(gradient, metric=metric / metric.mean())
 
     def length(self, direction: Vector) -> float:
         """The largest change of a logit."""
