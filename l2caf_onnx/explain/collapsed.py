@@ -137,7 +137,7 @@ class Collapsed:
 
     def named(self, rows: Tensor) -> Outputs:
         """Rows (k, M) as outputs."""
-        parts = torch.split(rows, self.sizes, dim=1)
+        parts = torch.split(rows, list(self.sizes), dim=1)
         return {n: p.reshape(len(rows), *s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
 
     def is_affine(self) -> bool:

@@ -112,6 +112,10 @@ def stop_at(
         TensorNotFoundError, CutError, InputError, UnsupportedModelError: see `cut`.
     """
     fed = fed or {}
+    if logits:
+        plain = stop_at(model, at, to, layout, fed=fed)
+        if not any(logits_of(model, name) for name in plain.cut.to):
+            return plain  # the same questions, whether about a class or not, share what is made of them
     watched = to if to is None or isinstance(to, str) else tuple(to)
     key = ("stop", at, watched, layout, logits, tuple(sorted(fed.items())))
     return model.cache.get(key, lambda: Stop(model, at, to, layout, logits, fed))
