@@ -19,7 +19,10 @@ def uses_bfloat16(model: Model) -> bool:
 
 def _types(model: Model) -> set[int]:
     """Of weights, inputs and casts."""
-    graph = model.proto.graph
+    return model.cache.get("types", lambda: _types_in(model.proto.graph))
+
+
+def _types_in(graph: onnx.GraphProto) -> set[int]:
     casts = (a.i for n in graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to")
     stored = (a.t.data_type for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value")
     inputs = (v.type.tensor_type.elem_type for v in graph.input)
