@@ -8,10 +8,10 @@ STAMP := $(VENV)/.pyproject.sha256
 DEMO_AT := /_swish_1/Clip_output_0
 DEMO_OUT := demo
 
-.PHONY: help venv models demo pictures bench lint types test test-slow clean
+.PHONY: help venv models demo pictures bench peers bench-all process-time operators zoo lint types test test-slow clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Compared by content, not by time: a fresh checkout is newer than its .venv and yet needs no reinstall.
 venv:  ## make .venv and install the project with its development tools, when pyproject.toml changed
@@ -39,8 +39,25 @@ demo: models  ## explain a photo of a cat, into demo/
 pictures: models  ## draw the README's picture anew
 	@$(BIN)/python scripts/draw_readme.py
 
-bench: models  ## what each solver reaches and costs, as ratios to a plain forward (minutes)
-	@$(BIN)/python scripts/bench.py
+bench: models  ## what each solver reaches and costs, as ratios to a plain forward (10 to 15 minutes)
+	@$(BIN)/python -m scripts.bench
+
+peers: venv  ## make .venv-peers with the methods of other projects (minutes, 6 GB)
+	@$(BIN)/python -m scripts.peers.setup
+
+bench-all: models peers  ## the same with the peers' rows, and how cost grows, into scripts/pictures/scaling.png
+	@$(BIN)/python -m scripts.bench --peers --scaling
+
+process-time: models  ## how long the commands take to start
+	@$(BIN)/python scripts/process_time.py
+
+operators: venv  ## ONNX's own node tests, each as a tail: right, wrong or refused
+	@$(BIN)/python -W ignore scripts/operators.py
+
+zoo: models  ## export networks by several exporters, and explain each at ten breakpoints (an hour)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev,zoo]'
+	@$(BIN)/python scripts/export_zoo.py
+	@$(BIN)/python scripts/zoo.py
 
 lint: venv  ## ruff
 	@$(BIN)/ruff check --output-format concise . && $(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted: .venv/bin/ruff format"; exit 1; }

@@ -1,11 +1,15 @@
 """A debugger for exported neural networks: gradient-grade attention on a bare `.onnx`, proved by onnxruntime.
 
 Names are imported when they are first used, so that `import l2caf_onnx` costs nothing.
+
+torch and onnxruntime take turns on the same cores. A thread of torch's OpenMP that spins while it waits for more takes
+one from onnxruntime, so it is told to sleep, unless the environment says otherwise or torch was imported before.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from .tail import to_torch
 
 __version__ = "0.1.0"
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
     "Query": ".explain.query",

@@ -27,6 +27,7 @@ class Objective:
         name: As `attend(objective=...)` takes it.
         formula: What is minimised.
         class_specific: Whether it is about one class: it needs `target`, and class scores before the softmax.
+        others: Of a linear objective, the weight of the scores of other classes; the target's is -1.
         form: "linear" in FT; "squares": the mean over the outputs of the mean of (NT - FT)^2; None: neither.
     """
 
@@ -34,6 +35,7 @@ class Objective:
     formula: str
     class_specific: bool
     form: Literal["linear", "squares"] | None = None
+    others: float = 0.0
     _losses: Callable[[Outputs, Outputs, int, Tensor | None], Tensor]
 
     def losses(self, filtered: Outputs, normal: Outputs, *, samples: int, target: Tensor | None = None) -> Tensor:
@@ -43,6 +45,17 @@ class Objective:
             InputError: outputs that this objective cannot be formed from, or a target that is missing or out of range.
         """
         return self._losses(filtered, normal, samples, target)
+
+    def slopes(self, outputs: Outputs, *, samples: int, target: Tensor | None) -> Tensor:
+        """Of a linear objective, its derivative (N, K) by the K class scores, the same everywhere.
+
+        Raises:
+            InputError: as `losses`.
+        """
+        scores = class_scores(outputs, samples=samples)
+        _score_of(target, scores)  # it refuses targets that are none
+        assert target is not None
+        return torch.full_like(scores, self.others).scatter_(1, target.to(scores.device, torch.int64)[:, None], -1.0)
 
 
 def class_scores(outputs: Outputs, *, samples: int | None = None) -> Tensor:
@@ -113,6 +126,7 @@ OBJECTIVES: dict[str, Objective] = {
             formula="sum_j s_j FT_j, s = -1 for the target, +1 for the others",
             class_specific=True,
             form="linear",
+            others=1.0,
             _losses=_others_and_minus_target,
         ),
         Objective(name="target", formula="-FT_target", class_specific=True, form="linear", _losses=_minus_target),
@@ -163,10 +177,10 @@ def _score_of(target: Tensor | None, scores: Tensor) -> Tensor:
             f"The target of shape {tuple(target.shape)} and type {target.dtype} cannot be used.",
             how=f"Give {samples} class indices, one for each sample.",
         )
-    outside = (target < 0) | (target >= classes)
-    if bool(outside.any()):
+    outside = [k for k in target.tolist() if not 0 <= k < classes]
+    if outside:
         raise InputError(
-            f"Target {target[outside].tolist()} is out of range: there are {classes} classes.",
+            f"Target {outside} is out of range: there are {classes} classes.",
             how=f"Give indices from 0 to {classes - 1}.",
         )
     return scores.gather(1, target.to(scores.device, torch.int64)[:, None])[:, 0]

@@ -85,13 +85,15 @@ def _linear(
     tail: Collapsed, objective: Objective, constraint: str, radius: float, target: Tensor | None
 ) -> list[exact.Answer]:
     """Loss(f) = offset + g . f with g = J' dL/dz."""
-    with torch.enable_grad():
-        z = tail.origin.detach().clone().requires_grad_(True)
-        outputs = tail.named(z)
-        losses = objective.losses(outputs, outputs, samples=tail.samples, target=target)
-        (weights,) = torch.autograd.grad(losses.sum(), z)
-    gradients = tail.gradient(weights).double().cpu().numpy()
-    offsets = losses.detach().double().cpu().numpy()
+    origin = tail.named(tail.origin)
+    if objective.others == 0:  # one score alone
+        offsets = objective.losses(origin, origin, samples=tail.samples, target=target).double().cpu().numpy()
+        assert target is not None
+        gradients = -tail.row(target).double().cpu().numpy()
+    else:
+        weights = objective.slopes(origin, samples=tail.samples, target=target)
+        gradients = tail.gradient(weights).double().cpu().numpy()
+        offsets = (weights * tail.origin).sum(1).double().cpu().numpy()
     if constraint == "softmax":
         total = radius * float(np.sqrt(tail.cells))
         return [exact.linear_softmax(g, total, o) for g, o in zip(gradients, offsets, strict=True)]

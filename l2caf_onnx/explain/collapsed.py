@@ -30,13 +30,12 @@ CELLS = 4096  # beyond, no matrix of cells x cells is made
 _AFFINE = 1e-4  # of the largest output: what a combination of filters may differ from that of their outputs
 _CHUNK = 2**28  # bytes of activations that are run at once
 _BACKWARD = 3  # forwards that a backward pass costs
-_FEW = 8  # rows of a matrix that are quicker taken out than multiplied with all others
 _LARGEST_REST = 2**28  # bytes of the matrix of what follows a pool
 
 
 @dataclass(frozen=True, slots=True)
 class _Rest:
-    """What follows the pool: z = bias + matrix p, the same for all samples, made once for a stop.
+    """What follows the pool: z = bias + matrix p, with p the sum over the cells; the same for all samples of a stop.
 
     Attributes:
         matrix: (M, C).
@@ -47,14 +46,6 @@ class _Rest:
     matrix: Tensor
     bias: Tensor
     shapes: dict[str, tuple[int, ...]]
-
-    def gradient(self, weights: Tensor) -> Tensor:
-        """(N, M) -> (N, C): matrix' w; where few weights are not 0, by their rows alone."""
-        if len(weights) == 1:
-            some = weights[0].nonzero()[:, 0]
-            if len(some) <= _FEW:
-                return weights[:, some] @ self.matrix[some]
-        return weights @ self.matrix
 
 
 class Collapsed:
@@ -108,12 +99,19 @@ class Collapsed:
         """Whether J is there already."""
         return "jacobian" in self.__dict__
 
+    def row(self, numbers: Tensor) -> Tensor:
+        """The row of J of one output for each sample, (N, cells), for their numbers (N,) int64."""
+        if self._rest is not None and not self.made:
+            return torch.einsum("nck,nc->nk", self._share, self._rest.matrix[numbers])
+        weights = torch.zeros(self.samples, self.size, device=self.origin.device)
+        return self.gradient(weights.scatter_(1, numbers[:, None], 1.0))
+
     def gradient(self, weights: Tensor) -> Tensor:
         """J' w: (N, cells), for weights (N, M) of the outputs."""
         if self.made:
             return torch.einsum("nmc,nm->nc", self.jacobian, weights)
         if self._rest is not None:
-            return torch.einsum("nck,nc->nk", self._share, self._rest.gradient(weights))
+            return torch.einsum("nck,nc->nk", self._share, weights @ self._rest.matrix)
         with torch.enable_grad():
             leaf = self._zeros().requires_grad_(True)
             z = self._row(self.filtered(leaf))
@@ -215,30 +213,30 @@ def collapsed(filtered: Filtered) -> Collapsed | None:
 
 
 def _pool_of(filtered: Filtered) -> tuple[_Rest | None, Tensor]:
-    """What follows the pool, where the cells are merely pooled, and each cell's share of the pool, (N, C, cells)."""
+    """What follows the pool, where the cells are merely pooled, and the activations, (N, C, cells)."""
     stop, onnx, places = filtered.stop, filtered.onnx, filtered.stop.axes
     nothing = torch.zeros(0)
     at = filtered.held.get(stop.at)
     if at is None or set(filtered.held) != {stop.at} or places.batch is None:
         return None, nothing
-    plan: list[Any] = stop.opened.cache.get(("rest", filtered.device), lambda: [pooled(stop.opened, stop.axes), None])
+    plan: list[Any] = stop.opened.cache.get(
+        ("rest", filtered.device, onnx.cells), lambda: [pooled(stop.opened, stop.axes), None]
+    )
     pool, rest = plan
     if pool is None:
         return None, nothing
     share = at.permute(places.batch, *places.channel, *places.spatial).reshape(onnx.samples, -1, onnx.cells)
-    if pool.mean:
-        share = share / onnx.cells
     if rest is None:
         one = [1 if a == places.batch or a in places.spatial else at.shape[a] for a in range(places.rank)]
         shape = tuple(s for a, s in enumerate(one) if pool.keeps or a not in places.spatial)
-        rest = plan[1] = _rest(filtered, pool, shape)
+        rest = plan[1] = _rest(filtered, pool, shape, onnx.cells)
     if rest is None:
         plan[0] = None
         return None, nothing
     return rest, share
 
 
-def _rest(filtered: Filtered, pool: Pooled, shape: tuple[int, ...]) -> _Rest | None:
+def _rest(filtered: Filtered, pool: Pooled, shape: tuple[int, ...], cells: int) -> _Rest | None:
     """The matrix of what follows the pool, made column by column; None where it does not stand alone or is too large.
 
     `is_affine` checks it with the rest of what is collapsed.
@@ -263,4 +261,5 @@ def _rest(filtered: Filtered, pool: Pooled, shape: tuple[int, ...]) -> _Rest | N
             columns = [torch.cat([v.reshape(-1) for v in rows(e).values()]) - bias for e in eye]
     except (L2cafError, RuntimeError, ValueError):
         return None
-    return _Rest(torch.stack(columns, 1).contiguous(), bias, {n: tuple(v.shape[1:]) for n, v in zero.items()})
+    matrix = torch.stack(columns, 1).contiguous() / (cells if pool.mean else 1)
+    return _Rest(matrix, bias, {n: tuple(v.shape[1:]) for n, v in zero.items()})

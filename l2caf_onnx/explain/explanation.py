@@ -29,7 +29,7 @@ from .scene import Scene
 from .threads import one_thread
 
 _FLAT = "A filter has no positive structure to show (it is constant, or nowhere positive): its map is blank."
-_SMALL = 2**20  # numbers of the Jacobians of a batch
+_SMALL = 2**15  # numbers of the Jacobian of a sample
 _CLEARLY = 10  # times the tolerance of parity: an output of the torch tail that moved so far moved in onnxruntime too
 
 
@@ -170,7 +170,8 @@ class Explanation:
 
     def _exact(self, tail: Collapsed) -> Solved:
         asked = self.asked
-        small = tail.samples * tail.size * tail.cells <= _SMALL and self.scene.device.type == "cpu"
+        squares = asked.objective.form == "squares"  # it needs the whole matrix, which is worth two threads
+        small = self.scene.device.type == "cpu" and not (squares and tail.size * tail.cells > _SMALL)
         try:
             with one_thread() if small else contextlib.nullcontext():
                 found = closed_form(tail, asked.objective, asked.constraint, self.rho, self.target, asked.seed)

@@ -211,4 +211,6 @@ def _tolerance(a: Tensor) -> float:
 
 
 def _tensor(array: Any) -> Tensor:
-    return array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
+    if isinstance(array, Tensor):
+        return array
+    return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else np.array(array))

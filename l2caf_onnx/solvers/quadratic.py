@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from l2caf_onnx.errors import InputError, SolverError
@@ -23,6 +25,17 @@ LARGEST_SIDE = 11_180
 
 SMALL = 256
 """Up to so many cells G is kept whatever the number of outputs."""
+
+
+def product(a: Vector | Matrix, b: Matrix) -> Any:
+    """A @ b by torch, whose threads the caller governs: those of numpy wait spinning and hold up who computes next."""
+    return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+
+
+def spectrum(symmetric: Matrix) -> tuple[Vector, Matrix]:
+    """Eigenvalues, ascending, and eigenvectors; by torch, as `product`."""
+    values, vectors = torch.linalg.eigh(torch.from_numpy(symmetric))
+    return values.numpy(), vectors.numpy()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,10 +93,10 @@ class LeastSquares:
         root = np.sqrt(w)
         rows, target = root[:, None] * j, root * d
         _finite(rows, target)
-        q, c = target @ rows, float(target @ target)
+        q, c = product(target, rows), float(target @ target)
         if min(j.shape) > LARGEST_SIDE:
             return cls(q, c, difference=target, multiply=lambda f: rows @ f, transpose=lambda z: np.asarray(z @ rows))
-        gram = rows.T @ rows if j.shape[1] <= max(j.shape[0], SMALL) else None
+        gram = product(rows.T, rows) if j.shape[1] <= max(j.shape[0], SMALL) else None
         return cls(q, c, gram=gram, rows=rows, difference=target)
 
     @classmethod
@@ -151,8 +164,8 @@ class LeastSquares:
             side = self.gram
             if side is None:
                 assert self.rows is not None
-                side = self.rows @ self.rows.T
-            found = np.linalg.eigh(side)
+                side = product(self.rows, self.rows.T)
+            found = spectrum(side)
             self._found["eigh"] = np.asarray(found[0], np.float64), np.asarray(found[1], np.float64)
         return self._found["eigh"]
 
