@@ -75,7 +75,9 @@ def attend(
             show_default=False,
         ),
     ] = None,
-    constraint: Annotated[str | None, typer.Option(metavar="NAME", help="l2 (default), l2-nonneg or softmax.", show_default=False)] = None,
+    constraint: Annotated[
+        str | None, typer.Option(metavar="NAME", help="l2 (default), l2-nonneg or softmax.", show_default=False)
+    ] = None,
     radius: Annotated[
         str | None,
         typer.Option(metavar="unit|RHO", help="Norm of the filter / sqrt(cells). Default: 0.5.", show_default=False),
@@ -253,7 +255,8 @@ def _write(folder: Path, sample: Sample, found: Attention, classes: dict[int, st
     if (folder / f"{stem}.png").exists():  # two inputs of one name
         stem = file_stem(f"{sample.name} {found.at} {target}", length=90)
     heatmap = found.heatmap[0]
-    asked = f"{found.objective}, {found.constraint} at rho {found.radius[0]:.3g}, {found.solver}, loss {found.loss[0]:.5g}"
+    kept = f"{found.constraint} at rho {found.radius[0]:.3g}"
+    asked = f"{found.objective}, {kept}, {found.solver}, loss {found.loss[0]:.5g}"
     drawn = picture(
         heatmap,
         title=f"{named or ', '.join(found.to)} at {found.at}",
