@@ -153,6 +153,16 @@ class TestCut:
         assert command("cut", model, "--at", "conv", "-o", "p", "--input-shapes", shape).code == 2
         assert not Path("p").exists()
 
+    def test_an_input_that_noise_cannot_stand_for(self, command: Command, tmp_path: Path) -> None:
+        text = """<ir_version: 8, opset_import: ["": 17]> g (float[1,3,4,4] x, seq(float[1,3,4,4]) s) =>
+          (float[1,3,4,4] y) { r = Relu (x)  i = Constant <value_int = 0> ()  e = SequenceAt (s, i)  y = Add (r, e) }"""
+        onnx.save(onnx.parser.parse_model(text), tmp_path / "sequence.onnx")
+        found = command("cut", tmp_path / "sequence.onnx", "--at", "r", "-o", tmp_path / "parts")
+        assert found.code == 2
+        assert "'s' (sequence)" in found.err
+        assert "Traceback" not in found.err
+        assert not (tmp_path / "parts").exists()
+
 
 class TestAttend:
     def ask(self, command: Command, model: Path, photo: object, *words: object) -> Run:

@@ -113,10 +113,19 @@ def _check(model: Model, parts: Cut, shapes: dict[str, tuple[int, ...]]) -> dict
     import numpy as np
 
     from l2caf_onnx.agreement import compare
+    from l2caf_onnx.errors import InputError
     from l2caf_onnx.graph.cut import extract
     from l2caf_onnx.graph.half import uses_half
+    from l2caf_onnx.graph.model import NO_TENSORS
     from l2caf_onnx.runtime import run
 
+    for info in model.inputs:
+        if info.dtype in (*NO_TENSORS, "str", "?"):
+            raise InputError(
+                f"The check that head then tail equals the model has no value for input {info.name!r} ({info.dtype}).",
+                where=f"Model {model.name!r}.",
+                how="Cut from Python by l2caf_onnx.cut, and compare on feeds of your own.",
+            )
     rng = np.random.default_rng(0)
     feeds = {
         i.name: (
