@@ -45,7 +45,7 @@ def peers(model: Path, feeds: Mapping[str, NDArray[Any]], repeats: int, *, slow:
 
 def child(module: str, model: Path, array: Path, repeats: int) -> dict[str, Any]:
     command = [str(PYTHON), "-m", module, "--model", str(model), "--input", str(array), "--repeats", str(repeats)]
-    own = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}  # l2caf_onnx sets it: peers run as they are
+    own = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}  # l2caf_onnx sets it: peers run as they are
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PeerError(f"{module} ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
