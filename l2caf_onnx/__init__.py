@@ -3,8 +3,8 @@
 Names are imported when they are first used, so that `import l2caf_onnx` costs nothing.
 
 torch and onnxruntime take turns on the same cores. A thread of torch's OpenMP (libgomp) that spins while it waits for
-more takes one from onnxruntime, so it is told to sleep after some microseconds, unless the environment says otherwise or
-torch was imported before. (Sleeping at once, OMP_WAIT_POLICY=PASSIVE, would double the cost of a convolutional tail.)
+more takes one from onnxruntime, so it is told to sleep after some microseconds, unless the environment says otherwise
+or torch was imported before. (Sleeping at once, OMP_WAIT_POLICY=PASSIVE, doubles the cost of a convolutional tail.)
 """
 
 from __future__ import annotations
