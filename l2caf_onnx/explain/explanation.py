@@ -13,6 +13,7 @@ from torch import Tensor
 from l2caf_onnx import filters, objectives
 from l2caf_onnx.agreement import RTOL
 from l2caf_onnx.errors import ParityError, SolverError, UnsupportedModelError
+from l2caf_onnx.graph.half import uses_half
 from l2caf_onnx.graph.layout import letters_in
 from l2caf_onnx.graph.nodes import label
 from l2caf_onnx.records import Attention, Certificate, Parity
@@ -201,6 +202,9 @@ class Explanation:
         how = "Leave the solver to choose (auto), or break nearer the output."
         if node is not None:
             what = f"The exact solver needs an affine tail; node {label(node)!r} ({node.op_type}) is not affine."
+            return SolverError(what, where=where, how=how)
+        if self.scene.stop.integers or uses_half(self.scene.model):
+            what = "The exact solver needs float32: quantised and half-precision numbers are rounded on their way."
             return SolverError(what, where=where, how=how)
         if self.scene.collapsed is None:
             return SolverError("The tail is affine by its graph, but not by its numbers.", where=where, how=how)

@@ -6,7 +6,7 @@ crosses kinks and a small one drowns in rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,6 @@ SLOPE_RTOL = 2e-2
 _STEPS = (1e-4, 3e-4, 3e-5, 1e-3, 1e-5, 3e-3, 1e-2, 3e-2, 1e-1)  # float32 resolves 1e-4 of most nets, kinks spoil 1e-3
 _BESIDE = (0.02, 0.5)  # of each element: enough for most kinks; enough for the largest of thousands that are equal
 _COARSE = 1e-2  # from here on a step may cross so many kinks that a wrong slope looks right
-_TREMORS = 4  # samples of rounding: by chance one leaves the element at rest that is nearest to 0, and so moves most
-_STEADY = 1e-4  # of itself: what trembles by more has no motion of its own to be seen
 _CLEAR = 4  # times what rounding could do: a smaller motion can acquit but not convict; a larger needs no coarser step
 _PIECEWISE_CONSTANT = {  # beside all that makes integers; the QLinear family has outputs whose type is not inferred
     "Round", "Floor", "Ceil", "Sign", "Hardmax", "OneHot", "DynamicQuantizeLinear", "QLinearAdd", "QLinearMul",
@@ -100,11 +98,13 @@ def _slope(
     if not centre:
         return 0.0
     scale = {k: max(float(np.abs(v).max()), 1e-30) for k, v in centre.items()}
+    # A saturated softmax moves by less than its largest probability is rounded by; each of the small ones is exact.
+    own = {k: np.abs(v) + 1e-12 * scale[k] for k, v in centre.items()}
     rng = np.random.default_rng(0)
     projection = {k: rng.standard_normal(v.shape) / scale[k] for k, v in centre.items()}
     moving: list[float] = []
     resting: list[float] = []
-    trembling: dict[str, NDArray[Any]] = {}  # the most that each element moved
+    trembling: dict[str, NDArray[Any]] = {}
     with torch.enable_grad():
         x = torch.from_numpy(np.array(wide)).requires_grad_(True)
         outputs = computed(x)
@@ -112,28 +112,13 @@ def _slope(
         signs = np.where(signs == 0, rng.choice([-1.0, 1.0], size=wide.shape), signs)
         direction = np.abs(rng.standard_normal(wide.shape)) * signs * wide.astype(np.float64)
 
-        def tremor() -> dict[str, NDArray[Any]]:
-            """How far each output moves when x is rounded otherwise: deep nets add up more rounding than one of it."""
-            if not trembling:
-                for _ in range(_TREMORS):
-                    ulps = rng.choice([-1, 1], wide.shape) * np.spacing(wide)
-                    other = reference((wide + ulps).astype(wide.dtype))
-                    for k, v in centre.items():
-                        moved = np.abs(other[k] - v if other[k].shape == v.shape else v)
-                        trembling[k] = np.maximum(trembling.get(k, 0), moved)
-            return trembling
-
         def noise(unit: Mapping[str, Any]) -> float:
-            return float(np.sqrt(sum(float(((t / unit[k]) ** 2).sum()) for k, t in tremor().items())))
-
-        def units() -> Iterator[Mapping[str, Any]]:
-            """The largest element; then each element itself, but for those that are little more than their tremor.
-
-            A saturated softmax moves by less than its largest probability is rounded by; each of the small ones is
-            exact.
-            """
-            yield scale
-            yield {k: np.abs(v) + 1e-12 * scale[k] + tremor()[k] / _STEADY for k, v in centre.items()}
+            """How far the outputs move when x is rounded otherwise: deep nets add up more rounding than one of it."""
+            if not trembling:
+                ulps = rng.choice([-1, 1], wide.shape) * np.spacing(wide)
+                trembling.update(reference((wide + ulps).astype(wide.dtype)))
+            moved = [((trembling[k] - v) / unit[k]) if trembling[k].shape == v.shape else v for k, v in centre.items()]
+            return float(np.sqrt(sum(float((m**2).sum()) for m in moved)))
 
         for step in _STEPS:
             if moving and step >= _COARSE:
@@ -144,7 +129,7 @@ def _slope(
             if any(up[k].shape != v.shape or down[k].shape != v.shape for k, v in centre.items()):
                 continue  # a number of outputs that depends on values: smaller steps may keep it
             change = {k: up[k].astype(np.float64) - down[k].astype(np.float64) for k in centre}
-            for unit in units():
+            for unit in (scale, own):
                 moved = {k: c / unit[k] for k, c in change.items()}
                 size = float(np.sqrt(sum(float((m**2).sum()) for m in moved.values())))
                 rounding = 16 * float(np.finfo(np.float32).eps) * float(np.sqrt(sum(m.size for m in moved.values())))
@@ -154,12 +139,9 @@ def _slope(
                 if not still and abs(got - size) <= SLOPE_RTOL * size:
                     return abs(got - size) / size
                 if not still and size > _CLEAR * max(rounding, noise(unit)):
-                    explained = abs(got - size) <= noise(unit)  # by rounding alone: not seen, but not wrong either
-                    (resting if explained else moving).append(0.0 if explained else abs(got - size) / size)
+                    moving.append(abs(got - size) / size)
                     break  # in the larger unit: the smaller one is for motions that drown in it
-                unseen = max(_CLEAR * rounding, 1e-4)  # what torch may claim of a motion that is not to be seen
-                hidden = abs(got) <= unseen or abs(got) <= _CLEAR * noise(unit)
-                resting.append(0.0 if hidden else np.inf)
+                resting.append(0.0 if abs(got) <= max(_CLEAR * rounding, 1e-4) else np.inf)
     return min(moving) if moving else max(resting, default=0.0)
 
 
