@@ -156,6 +156,7 @@ def attend_many(
         stop_at(loaded, q.at, q.to, q.layout, logits=p.objective.class_specific, fed=fed)
         for q, p in zip(queries, plans, strict=True)
     ]
+    unknown = [s for s, p in zip(stops, plans, strict=True) if isinstance(p.target, str)]
     on_gpu = where if where.type == "cuda" else None
     total, parts = batches(loaded, feeds, batch_size)
     _check_targets(plans, total)
@@ -163,7 +164,7 @@ def attend_many(
     with torch.inference_mode(False):
         for batch in parts:
             start = batch.samples.start
-            for pieces, recorded in record(loaded, batch.pieces, stops, providers, on_gpu):
+            for pieces, recorded in record(loaded, batch.pieces, stops, providers, on_gpu, unknown):
                 scenes: dict[int, Scene] = {}
                 for stop in stops:
                     if id(stop) not in scenes:

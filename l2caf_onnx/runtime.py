@@ -143,23 +143,25 @@ def check_feeds(model: Model, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         InputError: a missing or unknown name, a wrong type, rank or dimension.
     """
     expected = {i.name: i for i in model.inputs}
-    where = f"Inputs of model {model.name!r}: {', '.join(map(_signature, model.inputs))}."
+
+    def refused(what: str, how: str) -> InputError:
+        signatures = ", ".join(map(_signature, model.inputs))
+        return InputError(what, where=f"Inputs of model {model.name!r}: {signatures}.", how=how)
+
     for name in feeds:
         if name not in expected:
-            raise InputError(f"The model has no input {name!r}.", where=where, how="Name the inputs as the model does.")
+            raise refused(f"The model has no input {name!r}.", "Name the inputs as the model does.")
     for name in expected:
         if name not in feeds:
-            raise InputError(f"The input {name!r} is missing.", where=where, how="Feed every input.")
+            raise refused(f"The input {name!r} is missing.", "Feed every input.")
     arrays = {name: v if expected[name].dtype in NO_TENSORS else np.asarray(v) for name, v in feeds.items()}
     for name, array in arrays.items():
         info = expected[name]
         if info.dtype in NO_TENSORS:
             continue
         if not (array.dtype.kind in "OSU" if info.dtype == "str" else info.dtype in ("?", str(array.dtype))):
-            raise InputError(
-                f"The input {name!r} has type {array.dtype}; the model wants {info.dtype}.",
-                where=where,
-                how="Convert it first.",
+            raise refused(
+                f"The input {name!r} has type {array.dtype}; the model wants {info.dtype}.", "Convert it first."
             )
         if info.shape is None:
             continue
@@ -167,10 +169,9 @@ def check_feeds(model: Model, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
             isinstance(want, str) or want == have for want, have in zip(info.shape, array.shape, strict=True)
         )
         if not fits:
-            raise InputError(
+            raise refused(
                 f"The input {name!r} has shape {array.shape}; the model wants {_signature(info)}.",
-                where=where,
-                how="Resize or reshape it first.",
+                "Resize or reshape it first.",
             )
     return arrays
 

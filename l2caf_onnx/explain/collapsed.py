@@ -102,6 +102,8 @@ class Collapsed:
     def row(self, numbers: Tensor) -> Tensor:
         """The row of J of one output for each sample, (N, cells), for their numbers (N,) int64."""
         if self._rest is not None and not self.made:
+            if self.samples == 1:
+                return torch.mv(self._share[0].T, self._rest.matrix[numbers[0]])[None]
             return torch.einsum("nck,nc->nk", self._share, self._rest.matrix[numbers])
         weights = torch.zeros(self.samples, self.size, device=self.origin.device)
         return self.gradient(weights.scatter_(1, numbers[:, None], 1.0))
@@ -125,6 +127,8 @@ class Collapsed:
             jacobian = self.jacobian if samples is None else self.jacobian.index_select(0, samples.to(f.device))
             return torch.einsum("nmc,nc->nm", jacobian, flat)
         if self._rest is not None:
+            if len(flat) == self.samples == 1:
+                return torch.mv(self._rest.matrix, torch.mv(self._share[0], flat[0]))[None]
             share = self._share if samples is None else self._share.index_select(0, samples.to(f.device))
             return torch.einsum("nck,nk->nc", share, flat) @ self._rest.matrix.T
         return self._row(self.filtered(f, samples)) - self._origin(samples)

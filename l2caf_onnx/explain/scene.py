@@ -20,12 +20,12 @@ from l2caf_onnx.graph.half import uses_half
 from l2caf_onnx.graph.insert import insert_filter
 from l2caf_onnx.graph.layout import axes, letters_in
 from l2caf_onnx.graph.model import Model
-from l2caf_onnx.objectives import Objective
+from l2caf_onnx.objectives import Objective, class_scores
 from l2caf_onnx.records import Parity
 
 from .collapsed import Collapsed, collapsed
 from .filtered import Filtered
-from .opened import Arrays, Held, Opened, joined, named, tensors_of
+from .opened import Arrays, Held, Opened, joined, named, on_host, tensors_of
 from .stop import Stop, has_quantised
 
 DEAD = 1e-6  # of max|NT - T(0)|: what outputs may differ by, among filters of the constraint set, in a dead tail
@@ -54,6 +54,7 @@ class Scene:
         self.device, self.providers = device, providers
         self.onnx = Opened(pieces[0], recorded, stop, providers, model.name)
         self._alive: set[Any] = set()
+        self._arrived = {n: recorded[n] for n in stop.cut.to if n in recorded and n not in pieces[0]}
 
     @cached_property
     def filtered(self) -> Filtered:
@@ -73,6 +74,17 @@ class Scene:
     def normal(self) -> dict[str, Tensor]:
         """NT by onnxruntime, batch first."""
         return self.onnx.by_sample(tensors_of(self.onnx.normal()))
+
+    def top_class(self) -> tuple[int, ...]:
+        """The class of largest score of each sample, unfiltered.
+
+        Raises:
+            InputError: S2 holds no class scores.
+        """
+        known = len(self._arrived) == len(self.stop.cut.to)
+        outputs = self.onnx.by_sample(tensors_of({n: on_host(v) for n, v in self._arrived.items()}))
+        scores = class_scores(outputs if known else self.normal, samples=self.onnx.samples)
+        return tuple(scores.argmax(1).tolist())
 
     def losses(self, objective: Objective, target: Tensor | None, f: NDArray[np.float32]) -> Tensor:
         """The objective at `f` by onnxruntime: (N,) float64."""
@@ -171,17 +183,22 @@ def record(
     stops: Sequence[Stop],
     providers: Sequence[str] | None,
     device: torch.device | None = None,
+    watched: Sequence[Stop] = (),
 ) -> list[Group]:
     """All that the tails need, by one run of the head for each piece.
 
     Several pieces become one group where each tensor has an axis along which they can be joined. With a `device` the
-    activations stay there, as tensors, where onnxruntime made them.
+    activations stay there, as tensors, where onnxruntime made them. What arrives at S2 of the stops `watched` comes
+    from the same run where it costs no more than that: one piece, of float32.
     """
-    wanted = tuple(dict.fromkeys(n for s in stops for n in (s.at, *s.cut.bypass) if n not in pieces[0]))
+    needed = [n for s in stops for n in (s.at, *s.cut.bypass)]
+    level: runtime.Level = "disable" if uses_half(model) or has_quantised(model) else "all"
+    if level == "all" and len(pieces) == 1:
+        needed += [n for s in watched for n in s.cut.to]
+    wanted = tuple(dict.fromkeys(n for n in needed if n not in pieces[0]))
     if wanted:
         inputs = [i.name for i in model.inputs]
         head = model.cache.get(("head", wanted), lambda: extract(model, inputs, wanted))
-    level: runtime.Level = "disable" if uses_half(model) or has_quantised(model) else "all"
     parts: list[Held] = []
     for piece in pieces:
         made: Held = {}
