@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TensorNotFoundError,
         UnsupportedModelError,
     )
+    from .evaluation import Evaluation, evaluate
     from .graph.breakpoints import breakpoints
     from .graph.cut import Cut, cut
     from .graph.insert import insert_filter
@@ -43,6 +44,8 @@ _HOME = {
     "breakpoints": ".graph.breakpoints",
     "cut": ".graph.cut",
     "Cut": ".graph.cut",
+    "evaluate": ".evaluation",
+    "Evaluation": ".evaluation",
     "insert_filter": ".graph.insert",
     "load": ".graph.model",
     "Model": ".graph.model",
@@ -69,6 +72,7 @@ __all__ = [
     "Certificate",
     "Cut",
     "CutError",
+    "Evaluation",
     "InputError",
     "L2cafError",
     "Model",
@@ -83,6 +87,7 @@ __all__ = [
     "attend_many",
     "breakpoints",
     "cut",
+    "evaluate",
     "insert_filter",
     "load",
     "run",

@@ -6,7 +6,8 @@ filtered `.onnx`, to confirm what torch found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,7 +20,7 @@ from .errors import InputError
 from .explain.batches import batches
 from .explain.explanation import Explanation
 from .explain.joining import joined
-from .explain.query import Plan, Query, Target, plan
+from .explain.query import OURS, Plan, Query, Target, plan
 from .explain.scene import Scene, record
 from .explain.stop import stop_at
 from .graph.model import Model, load
@@ -42,18 +43,23 @@ def attend(  # type: ignore[misc]
     at: str | Sequence[str],
     to: str | Sequence[str] | None = None,
     target: Target | None = None,
-    objective: str | None = None,
+    objective: str | Callable[..., Any] | None = None,
     constraint: str | None = None,
     radius: float | str | None = None,
+    basis: str | int | None = None,
     solver: str = "auto",
     preset: str | None = None,
     layout: str | None = None,
+    select: str | Sequence[str] | None = None,
+    reference: Mapping[str, Any] | None = None,
+    method: str = OURS,
     proof: str = "tail",
     ort_level: str = "disable",
     device: str = "cpu",
     batch_size: int | None = None,
     providers: Sequence[str] | None = None,
     seed: int = 0,
+    trace: bool = False,
 ) -> Attention | tuple[Attention, ...]:
     """Find which cells of the tensor `at` decide what arrives at `to` (L2-CAF, Taha et al., ECCV 2020).
 
@@ -63,17 +69,26 @@ def attend(  # type: ignore[misc]
         at: S1, a breakpoint, or several (one head run serves all).
         to: S2, a name or names; None: all outputs that depend on S1.
         target: A class index, one index a sample, or "top1"; None: no class.
-        objective: "outputs" (mean squared change of all outputs), "target" (minus the target's logit) or "paper-class"
-            (the paper's: other logits minus the target's). None: "target" with a target, else "outputs".
-        constraint: "l2", ||f|| = rho sqrt(cells); "l2-nonneg", and f >= 0; "softmax", f = rho cells softmax(w). None:
-            "l2".
-        radius: rho, or "unit" for the paper's norm 1; None: 0.5 ("unit" with the preset).
+        objective: What is minimised, by name (each with its formula and source in l2caf_onnx/objectives/): "outputs",
+            the mean squared change of all outputs; "cosine", their change of direction; "similarity" to the outputs for
+            `reference`; "value", minus what is watched; about a class: "target", minus its logit, "contrast",
+            "log-softmax", "probability", "paper-class" (the paper's: other logits minus the target's); a function of
+            yours, (filtered, normal, target) -> losses (N,), or "file.py:function". None: "target" with a target,
+            "similarity" with a reference, "value" with a selection, else "outputs".
+        constraint: "l2", ||f|| = rho sqrt(cells); "l2-nonneg", and f >= 0; "softmax", f = rho cells softmax(w);
+            "gaussian", one bell of learned mean and covariance. None: "l2". Of frames, each has a filter of its own.
+        radius: rho; "unit" for the paper's norm 1; "auto": see l2caf_onnx/explain/radius.py. None: 0.5 ("unit" with the
+            preset).
+        basis: Fewer nodes than cells, between which the filter is interpolated: 7, "7x7", or coarse to fine "4>7>14".
         solver: "exact" (closed form, with a certificate), "lbfgs", the authors' loops "sgd" and "adam", or "blackbox",
             which needs no gradient; "auto": exact where the tail is affine and the question has a closed form, else
             lbfgs ("sgd" with the preset), and blackbox where no converter agrees with onnxruntime or has a gradient.
         preset: "paper": all as the authors had it, and the map shows |f| in place of max(f, 0).
         layout: One letter for each axis of `at`, and the grid of tokens in brackets, as in "NTC[1+14x14]" (one class
             token before it) or "NTC[]" (none); None, or without brackets: found from the graph.
+        select: What of S2 is watched, as numpy writes it: "boxes[0, 12, 4]", "0.5 * scores[:, :, 7].max()"; or several.
+        reference: Feeds of another input, one or one a sample: why does the input match it?
+        method: "l2caf", or another method on the same cut ("gradcam", "hirescam", "rise", ...: l2caf_onnx/methods/).
         proof: "tail": onnxruntime runs the filtered tail on the recorded activations; "model": the whole filtered
             `.onnx` too.
         ort_level: The optimisation level at which you deploy ("basic", "extended", "all"): the whole filtered model is
@@ -82,6 +97,7 @@ def attend(  # type: ignore[misc]
         batch_size: Samples at once; None: as a quarter of the free memory allows, at most 32.
         providers: onnxruntime's execution providers; None: the CPU (CUDA's too where `device` is "cuda").
         seed: Of every random choice.
+        trace: Keep the filters that the solver tries, as `trace`.
 
     Returns:
         An Attention; a tuple of them where `at` is a list.
@@ -95,11 +111,13 @@ def attend(  # type: ignore[misc]
     names = (at,) if isinstance(at, str) else tuple(at)
     if not names:
         raise InputError("No tensor to break at was named.", where="`at` is empty.", how="Name one.")
+    shared = Query(
+        at="", to=to, target=target, objective=objective, constraint=constraint, radius=radius, solver=solver,
+        preset=preset, layout=layout, basis=basis, select=select, reference=reference, method=method,
+    )  # fmt: skip
     found = attend_many(
-        model,
-        feeds,
-        [Query(name, to, target, objective, constraint, radius, solver, preset, layout) for name in names],
-        proof=proof, ort_level=ort_level, device=device, batch_size=batch_size, providers=providers, seed=seed,
+        model, feeds, [replace(shared, at=name) for name in names], proof=proof, ort_level=ort_level, device=device,
+        batch_size=batch_size, providers=providers, seed=seed, trace=trace,
     )  # fmt: skip
     return found[0] if isinstance(at, str) else found
 
@@ -115,6 +133,7 @@ def attend_many(
     batch_size: int | None = None,
     providers: Sequence[str] | None = None,
     seed: int = 0,
+    trace: bool = False,
 ) -> tuple[Attention, ...]:
     """The answers to several questions about the same feeds, from one run of the head for each batch.
 
@@ -131,6 +150,7 @@ def attend_many(
         batch_size: As there.
         providers: As there.
         seed: As there.
+        trace: As there.
 
     Returns:
         An Attention for each query.
@@ -144,7 +164,8 @@ def attend_many(
     plans = [
         plan(
             target=q.target, objective=q.objective, constraint=q.constraint, radius=q.radius, solver=q.solver,
-            preset=q.preset, proof=proof, ort_level=ort_level, seed=seed,
+            preset=q.preset, basis=q.basis, select=q.select, reference=q.reference, method=q.method, proof=proof,
+            ort_level=ort_level, seed=seed, trace=trace,
         )
         for q in queries
     ]  # fmt: skip
@@ -153,8 +174,7 @@ def attend_many(
         providers = ["CUDAExecutionProvider"]
     fed = {name: np.shape(array) for name, array in feeds.items()}
     stops = [
-        stop_at(loaded, q.at, q.to, q.layout, logits=p.objective.class_specific, fed=fed)
-        for q, p in zip(queries, plans, strict=True)
+        stop_at(loaded, q.at, q.to, q.layout, logits=p.logits, fed=fed) for q, p in zip(queries, plans, strict=True)
     ]
     unknown = [s for s, p in zip(stops, plans, strict=True) if isinstance(p.target, str)]
     on_gpu = where if where.type == "cuda" else None

@@ -145,6 +145,12 @@ class Attention:
         certificate: Proof of optimality, of the exact solver; None for the others.
         seed: Of every random choice.
         notes: Sentences that the user should read, such as an output replaced by its logits.
+        method: "l2caf", or the other method whose raw maps `filter` then holds; `loss` and `proof` are those of the map
+            as a filter of rho 0.5.
+        basis: What the filter is made of, as it was asked for; None: free in every cell.
+        watched: What of `to` is watched, as it was asked for; () for all.
+        frames: Whether the first axis of `filter` counts frames, each with a constraint of its own.
+        trace: (evaluations, N, *spatial) the filters that the solver tried, where that was asked for.
     """
 
     filter: NDArray[np.float32]
@@ -169,13 +175,18 @@ class Attention:
     certificate: Certificate | None = None
     seed: int = 0
     notes: tuple[str, ...] = ()
+    method: str = "l2caf"
+    basis: str | None = None
+    watched: tuple[str, ...] = ()
+    frames: bool = False
+    trace: NDArray[np.float32] | None = None
 
     def describe(self) -> dict[str, Any]:
-        """All but the two arrays, as JSON-ready values."""
+        """All but the large arrays, as JSON-ready values."""
         return {
             f.name: _plain(getattr(self, f.name))
             for f in dataclasses.fields(self)
-            if f.name not in ("filter", "heatmap")
+            if f.name not in ("filter", "heatmap", "trace")
         }
 
 

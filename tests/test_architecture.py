@@ -39,7 +39,9 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-BELOW_RENDER = names("inputs preprocess graph agreement runtime filters objectives solvers tail explain attention")
+BELOW_RENDER = names(
+    "inputs preprocess graph agreement runtime filters objectives solvers tail methods explain attention"
+)
 REWRITES = names("graph/cut.py graph/insert.py graph/rewrite.py graph/surgeon.py graph/unroll.py graph/sequences.py")
 ROOMS = {
     "errors": Room(0),
@@ -56,14 +58,18 @@ ROOMS = {
     "tail": Room(
         3, rooms=names("graph runtime agreement"), packages=names("torch torchvision onnx onnx2torch onnx2pytorch")
     ),
+    "methods": Room(3, packages=names("torch")),
     "render": Room(3, packages=names("PIL matplotlib jinja2")),
     "explain": Room(
-        4, rooms=names("graph agreement runtime filters objectives solvers tail"), packages=names("torch onnx")
+        4, rooms=names("graph agreement runtime filters objectives solvers tail methods"), packages=names("torch onnx")
     ),
     "attention": Room(5, rooms=BELOW_RENDER - {"attention"}, packages=names("torch onnx")),
-    "cli": Room(6, rooms=BELOW_RENDER | {"render"}, packages=names("typer rich"), later=names("PIL")),
+    "evaluation": Room(5, rooms=BELOW_RENDER | {"methods"}, packages=names("PIL torch onnx")),
+    "cli": Room(6, rooms=BELOW_RENDER | {"render", "evaluation"}, packages=names("typer rich"), later=names("PIL")),
     "__main__": Room(7, rooms=names("cli")),
-    "__init__": Room(7, rooms=BELOW_RENDER),  # the façade: names for type checkers, nothing when it runs
+    "__init__": Room(
+        7, rooms=BELOW_RENDER | {"evaluation"}
+    ),  # the façade: names for type checkers, nothing when it runs
 }
 ALWAYS = names("errors records")
 NO_NUMPY_AT_START = names("__init__ __main__ cli errors")
@@ -198,6 +204,7 @@ CLI = "from l2caf_onnx.cli import main; main()"
         ("from l2caf_onnx import L2cafError", []),
         (CLI, ["--help"]),
         (CLI, ["attend", "--help"]),
+        (CLI, ["eval", "--help"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )
@@ -233,9 +240,9 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_no_module_hides_a_public_function() -> None:
-    for module in ("attention", "graph.cut", "graph.breakpoints", "runtime", "tail"):
+    for module in ("attention", "evaluation", "graph.cut", "graph.breakpoints", "runtime", "tail"):
         importlib.import_module(f"l2caf_onnx.{module}")
-    functions = ("attend", "breakpoints", "cut", "insert_filter", "load", "run", "to_torch")
+    functions = ("attend", "breakpoints", "cut", "evaluate", "insert_filter", "load", "run", "to_torch")
     assert [f for f in functions if not inspect.isfunction(getattr(caf, f))] == []
     assert [f for f in functions if importlib.util.find_spec(f"l2caf_onnx.{f}") is not None] == []
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2caf_onnx.errors import InputError
-from l2caf_onnx.filters import CONSTRAINTS, Sphere, constraint_set, heatmap, norm_of, parse_radius
+from l2caf_onnx.filters import SETS, Sphere, constraint_set, heatmap, norm_of, parse_radius
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -95,8 +95,8 @@ def test_a_random_point_is_seeded_the_same_for_each_sample_and_leaves_the_global
 
 
 def test_the_constraint_sets_have_names_and_another_is_refused() -> None:
-    assert CONSTRAINTS == ("l2", "l2-nonneg", "softmax")
-    for name in CONSTRAINTS:
+    assert SETS == ("l2", "l2-nonneg", "softmax")
+    for name in SETS:
         made = constraint_set(name, 2.0, dtype=torch.float64)
         assert made.name == name
         assert made.uniform_point((1, 3)).dtype == torch.float64
@@ -108,7 +108,7 @@ def test_the_constraint_sets_have_names_and_another_is_refused() -> None:
 
 
 @pytest.mark.parametrize("spatial", [(7,), (3, 5), (2, 3, 4)])
-@pytest.mark.parametrize("name", CONSTRAINTS)
+@pytest.mark.parametrize("name", SETS)
 def test_points_of_each_set_have_its_size_and_signs(name: str, spatial: tuple[int, ...]) -> None:
     radii = [0.5, 1.0, 7.0]
     made, cells = constraint_set(name, torch.tensor(radii)), math.prod(spatial)
@@ -121,7 +121,7 @@ def test_points_of_each_set_have_its_size_and_signs(name: str, spatial: tuple[in
         assert sizes == pytest.approx(radii, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", CONSTRAINTS)
+@pytest.mark.parametrize("name", SETS)
 def test_taking_samples_takes_their_radii(name: str) -> None:
     made, w = constraint_set(name, torch.tensor([0.5, 1.0, 7.0])), randn(3, 4)
     picked = torch.tensor([2, 0, 2])
@@ -130,7 +130,7 @@ def test_taking_samples_takes_their_radii(name: str) -> None:
     torch.testing.assert_close(one.take(picked).retract(w), one.retract(w), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", CONSTRAINTS)
+@pytest.mark.parametrize("name", SETS)
 def test_every_retraction_is_differentiable(name: str) -> None:
     w = randn(2, 3, 4, dtype=torch.float64).requires_grad_(True)
     assert torch.autograd.gradcheck(constraint_set(name, 2.0, dtype=torch.float64).retract, (w,))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from l2caf_onnx.filters import CONSTRAINTS, Sphere, constraint_set
+from l2caf_onnx.filters import SETS, Sphere, constraint_set
 from l2caf_onnx.solvers import Adam, Lbfgs, LossFunction, Solution
 from l2caf_onnx.solvers.history import History
 from l2caf_onnx.solvers.lbfgs import converged
@@ -172,7 +172,7 @@ def test_a_restart_where_the_loss_is_not_finite_is_no_answer() -> None:
     assert float(solution.loss) == pytest.approx(-math.sqrt(0.5), abs=0.05)
 
 
-@pytest.mark.parametrize("name", CONSTRAINTS)
+@pytest.mark.parametrize("name", SETS)
 def test_it_starts_where_it_is_told(name: str) -> None:
     g = torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
     constraint = constraint_set(name, 1.5)
@@ -187,7 +187,7 @@ def test_it_starts_where_it_is_told(name: str) -> None:
     np.testing.assert_allclose(first[0].numpy(), start.numpy(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CONSTRAINTS)
+@pytest.mark.parametrize("name", SETS)
 def test_every_point_that_it_tries_is_in_the_set(name: str) -> None:
     tail, constraint = ReluTail(0, samples=1), constraint_set(name, 3.0)
 
@@ -229,7 +229,7 @@ def test_cells_come_back_from_zero() -> None:
     assert float(solution.filter[0, 1]) == 0
 
 
-@pytest.mark.parametrize("name", CONSTRAINTS)
+@pytest.mark.parametrize("name", SETS)
 def test_the_velocity_is_the_curve_s_and_the_gradient_the_loss_s(name: str) -> None:
     # Central differences in numpy of g'f along a curve, against gradient . velocity at its points.
     rng = np.random.default_rng(0)

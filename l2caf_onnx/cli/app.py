@@ -8,6 +8,7 @@ import typer
 
 from .attend import attend
 from .cut import cut
+from .eval import evaluate
 from .inspect import inspect
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(inspect)
 app.command()(cut)
 app.command()(attend)
+app.command("eval")(evaluate)
 
 
 def _version(asked: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,8 @@ from l2caf_onnx.solvers import Solution, exact
 from .collapsed import Collapsed, Vectors
 from .filtered import Outputs
 
-_FORMS = {"l2": ("linear", "squares"), "l2-nonneg": ("linear", "squares"), "softmax": ("linear",)}
+_LINEAR = ("score", "linear")
+_FORMS = {"l2": (*_LINEAR, "squares"), "l2-nonneg": (*_LINEAR, "squares"), "softmax": _LINEAR}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ def has_closed_form(objective: Objective, constraint: str) -> bool:
 
 
 def closed_form(
-    tail: Collapsed, objective: Objective, constraint: str, rho: float, target: Tensor | None, seed: int
+    tail: Collapsed, objective: Objective, constraint: str, rho: Tensor, target: Tensor | None, seed: int
 ) -> Closed:
     """Minimise on the collapsed tail, each sample by itself.
 
@@ -48,19 +50,22 @@ def closed_form(
         SolverError: the outputs asked about do not depend on the filter.
         InputError: see `Objective.losses`.
     """
-    radius = norm_of(rho, tail.cells)
-    if objective.form == "linear":
-        answers = _linear(tail, objective, constraint, radius, target)
+    radii = [norm_of(float(r), tail.cells) for r in rho]
+    with torch.no_grad():
+        normal = (
+            tail.outputs(torch.ones(tail.onnx.shape, device=tail.origin.device)) if objective.form != "score" else {}
+        )
+    if objective.form in _LINEAR:
+        answers = _linear(tail, objective, constraint, radii, target, normal)
         passes = 1
     else:
-        answers = _least_squares(tail, constraint, radius, seed)
+        answers = _least_squares(tail, constraint, radii, seed)
         passes = tail.passes
     shape = tail.onnx.shape
     filters = torch.from_numpy(np.stack([a.filter for a in answers]).astype(np.float32).reshape(shape))
     with torch.no_grad():
         filters = filters.to(tail.origin.device)
         outputs = tail.outputs(filters)
-        normal = outputs if objective.form == "linear" else tail.outputs(torch.ones_like(filters))
         losses = objective.losses(outputs, normal, samples=tail.samples, target=target)
     kinds = tuple(a.kind for a in answers)
     return Closed(
@@ -82,30 +87,38 @@ def closed_form(
 
 
 def _linear(
-    tail: Collapsed, objective: Objective, constraint: str, radius: float, target: Tensor | None
+    tail: Collapsed,
+    objective: Objective,
+    constraint: str,
+    radii: Sequence[float],
+    target: Tensor | None,
+    normal: Outputs,
 ) -> list[exact.Answer]:
     """Loss(f) = offset + g . f with g = J' dL/dz."""
-    origin = tail.named(tail.origin)
-    if objective.others == 0:  # one score alone
+    if objective.form == "score":
+        origin = tail.named(tail.origin)
         offsets = objective.losses(origin, origin, samples=tail.samples, target=target).double().cpu().numpy()
         assert target is not None
         gradients = -tail.row(target).double().cpu().numpy()
     else:
-        weights = objective.slopes(origin, samples=tail.samples, target=target)
+        with torch.enable_grad():
+            z = tail.origin.detach().clone().requires_grad_(True)
+            losses = objective.losses(tail.named(z), normal, samples=tail.samples, target=target)
+            (weights,) = torch.autograd.grad(losses.sum(), z)
         gradients = tail.gradient(weights).double().cpu().numpy()
-        offsets = (weights * tail.origin).sum(1).double().cpu().numpy()
+        offsets = losses.detach().double().cpu().numpy()
     if constraint == "softmax":
-        total = radius * float(np.sqrt(tail.cells))
-        return [exact.linear_softmax(g, total, o) for g, o in zip(gradients, offsets, strict=True)]
+        root = float(np.sqrt(tail.cells))
+        return [exact.linear_softmax(g, r * root, o) for g, r, o in zip(gradients, radii, offsets, strict=True)]
     solve = exact.linear_on_sphere if constraint == "l2" else exact.linear_nonneg
-    return [solve(g, radius, o) for g, o in zip(gradients, offsets, strict=True)]
+    return [solve(g, r, o) for g, r, o in zip(gradients, radii, offsets, strict=True)]
 
 
-def _least_squares(tail: Collapsed, constraint: str, radius: float, seed: int) -> list[exact.Answer]:
+def _least_squares(tail: Collapsed, constraint: str, radii: Sequence[float], seed: int) -> list[exact.Answer]:
     """Loss(f) = sum_m w_m (z_m(1) - z_m(f))^2, z(1) - z(f) = J (1 - f)."""
     weights = np.concatenate([np.full(n, 1 / (len(tail.shapes) * n)) for n in tail.sizes])
     answers = []
-    for n in range(tail.samples):
+    for n, radius in enumerate(radii):
         if tail.fits:
             jacobian = tail.jacobian[n].double().cpu().numpy()
             problem = exact.LeastSquares.from_jacobian(jacobian, jacobian.sum(axis=1), weights)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,50 +10,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2caf_onnx import filters
-from l2caf_onnx.agreement import RTOL
-from l2caf_onnx.errors import ParityError, SolverError, UnsupportedModelError
-from l2caf_onnx.graph.half import uses_half
+from l2caf_onnx.errors import ParityError, UnsupportedModelError
 from l2caf_onnx.graph.layout import letters_in
-from l2caf_onnx.graph.nodes import label
-from l2caf_onnx.records import Attention, Certificate, Parity
+from l2caf_onnx.methods import Method
+from l2caf_onnx.objectives import selected
+from l2caf_onnx.records import Attention, Parity
 from l2caf_onnx.solvers import Blackbox, Solution
 
-from .closed_form import closed_form, has_closed_form
-from .collapsed import Collapsed
-from .filtered import Filtered, Outputs
+from .attributed import attributed, drawn
+from .filtered import Filtered
 from .joining import worst_of
 from .opened import Arrays, on_host
-from .query import Plan
-from .rows import Rows
+from .query import OURS, Plan
+from .radius import calibrated
 from .scene import Scene
+from .solving import Solved, Solving
 from .threads import one_thread
 
 _FLAT = "A filter has no positive structure to show (it is constant, or nowhere positive): its map is blank."
-_SMALL = 2**15  # numbers of the Jacobian of a sample
-_CLEARLY = 10  # times the tolerance of parity: an output of the torch tail that moved so far moved in onnxruntime too
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Solved:
-    """A solution, and what found it.
-
-    Attributes:
-        solution: Filters and how they were found.
-        solver: The name of the solver that ran.
-        outputs: What torch gives for the solution, batch first; None for the solver blackbox.
-        certificate: Of the exact solver.
-    """
-
-    solution: Solution
-    solver: str
-    outputs: Outputs | None = None
-    certificate: Certificate | None = None
-
-    @property
-    def filter(self) -> NDArray[np.float32]:
-        """(N, *spatial)."""
-        found: NDArray[np.float32] = self.solution.filter.detach().float().cpu().numpy()
-        return found
+_METHOD_RHO = 0.5  # of the filter that is made of another method's map, for its proof
 
 
 class Explanation:
@@ -64,8 +38,6 @@ class Explanation:
         self.scene, self.asked, self.onnx = scene, asked, scene.onnx
         self.notes = scene.stop.notes
         self.rho = asked.rho(self.onnx.cells)
-        norm = filters.norm_of(self.rho, self.onnx.cells)
-        self.constraint = filters.constraint_set(asked.constraint, norm, device=scene.device)
         self.filtered: Filtered | None = None
         if not isinstance(asked.solver, Blackbox):
             try:
@@ -74,6 +46,11 @@ class Explanation:
                 self._fall_back(error)
         self.classes = self._classes(target)
         self.target = torch.tensor(self.classes, device=scene.device) if self.classes is not None else None
+        self.objective = asked.objective
+        if asked.select is not None:
+            watched = {name: scene.stop.batch[name] for name in scene.stop.cut.to}
+            self.objective = selected(asked.objective, asked.select, watched)
+        self.reference = scene.reference(asked.reference) if asked.reference is not None else None
 
     def _classes(self, target: tuple[int, ...] | str | None) -> tuple[int, ...] | None:
         if target is None:
@@ -84,7 +61,7 @@ class Explanation:
 
     def _fall_back(self, error: UnsupportedModelError | ParityError) -> None:
         """Go on without a torch tail, where the solver was left to choose; raise the error where it was not."""
-        if self.asked.fallback is None:
+        if self.asked.fallback is None or self.asked.method is not None:
             raise error
         self.filtered = None
         self.notes += (
@@ -94,34 +71,71 @@ class Explanation:
 
     def attention(self) -> Attention:
         """Solve, prove and put on record."""
-        scene, asked, onnx = self.scene, self.asked, self.onnx
-        solved = self._solved()
+        if self.asked.method is not None:
+            assert self.filtered is not None
+            return self._by_method(self.asked.method, self.filtered)
+        solving, solved = self._solved()
         proof, deployed = self._proof(solved)
-        if not proof.ok and self.filtered is not None and asked.fallback is not None:
+        if not proof.ok and self.filtered is not None and self.asked.fallback is not None:
             self._fall_back(self._unproved(proof, self.filtered))
-            solved = self._solved()
+            solving, solved = self._solved()
             proof, deployed = self._proof(solved)
+        with one_thread():
+            shown, flat = filters.heatmap(
+                torch.from_numpy(solved.filter), self.scene.picture_size(), absolute=self.asked.absolute
+            )
+        self.notes += (_FLAT,) if any(flat) else ()
+        trace = np.stack(solving.tried) if solving.tried else None
+        return self._record(solved, solved.filter, shown, proof, deployed, trace)
+
+    def _by_method(self, method: Method, filtered: Filtered) -> Attention:
+        """Another method's map; proved by the filter that is made of it."""
+        maps = attributed(method, self.scene, filtered, self.objective, self.target, self.reference, self.asked.seed)
+        shown, flat = drawn(maps, self.scene.picture_size())
+        positive = torch.from_numpy(maps - maps.reshape(len(maps), -1).min(1).reshape(-1, *[1] * (maps.ndim - 1)))
+        positive[torch.tensor(flat)] = 1.0
+        rho = torch.full((len(maps),), _METHOD_RHO)
+        f = filters.sized(positive, rho, frames=False, total=False).to(self.scene.device)
+        with torch.no_grad():
+            outputs = filtered(f)
+        none = torch.zeros(len(maps), dtype=torch.int64)
+        reasons = (f"The map of {method.name} ({method.source}).",) * len(maps)
+        solution = Solution(filter=f, loss=torch.zeros(len(maps)), evaluations=none, stop_reason=reasons)
+        solved = Solved(solution=solution, solver=method.name, rho=rho, outputs=outputs)
+        solved = replace(solved, solution=replace(solution, loss=self._loss_in_onnxruntime(solved.filter)))
+        self.notes += (_FLAT,) if any(flat) else ()
+        return self._record(solved, maps, shown, *self._proof(solved))
+
+    def _loss_in_onnxruntime(self, f: NDArray[np.float32]) -> Tensor:
+        against = self.reference or self.scene.normal
+        return self.scene.losses(self.objective, self.target, against, f)
+
+    def _record(
+        self,
+        solved: Solved,
+        filter: NDArray[np.float32],
+        shown: Tensor,
+        proof: Parity,
+        deployed: Parity | None,
+        trace: NDArray[np.float32] | None = None,
+    ) -> Attention:
+        scene, asked, stop = self.scene, self.asked, self.scene.stop
         tail = self.filtered.tail if self.filtered is not None else None
         loss = solved.solution.loss.detach().double()
         if tail is None or tail.stepwise is not None:
-            loss = scene.losses(asked.objective, self.target, solved.filter)
-        with one_thread():
-            shown, flat = filters.heatmap(
-                torch.from_numpy(solved.filter), scene.picture_size(), absolute=asked.absolute
-            )
-        stop = scene.stop
+            loss = self._loss_in_onnxruntime(solved.filter)
         return Attention(
-            filter=solved.filter,
+            filter=filter,
             heatmap=shown.numpy().astype(np.float32, copy=False),
             loss=loss.cpu().numpy(),
             evaluations=solved.solution.evaluations.cpu().numpy(),
-            radius=np.full(onnx.samples, self.rho),
+            radius=solved.rho.double().cpu().numpy(),
             target=self.classes,
             stop_reason=solved.solution.stop_reason,
             at=stop.at,
             to=stop.cut.to,
             objective=asked.objective.name,
-            constraint=asked.constraint,
+            constraint=asked.constraint if asked.method is None else "none",
             layout=letters_in(stop.layout),
             grid=str(stop.axes.grid or ""),
             solver=solved.solver,
@@ -132,116 +146,36 @@ class Explanation:
             deployed=deployed,
             certificate=solved.certificate,
             seed=asked.seed,
-            notes=self.notes
-            + (self.filtered.notes if self.filtered is not None else ())
-            + ((_FLAT,) if any(flat) else ()),
+            notes=self.notes + (self.filtered.notes if self.filtered is not None else ()),
+            method=asked.method.name if asked.method is not None else OURS,
+            basis=None if asked.basis is None else str(asked.basis),
+            watched=self._watched(),
+            frames=scene.frames,
+            trace=trace,
         )
+
+    def _watched(self) -> tuple[str, ...]:
+        select = self.asked.select
+        return () if select is None else (select,) if isinstance(select, str) else tuple(select)
 
     # Solving
 
-    def _solved(self) -> Solved:
-        """In closed form where there is one, else by gradient, else by forward runs."""
-        asked = self.asked
-        if self.filtered is not None:
-            tail = self._collapsed(self.filtered)
-            if tail is not None and has_closed_form(asked.objective, asked.constraint):
-                return self._exact(tail)
-            if asked.exact == "only":
-                raise self._no_closed_form()
-        self.scene.refuse_dead(self.constraint, self.rho, asked.seed)
-        if self.filtered is not None:
-            try:
-                return self._by_gradient(self.filtered)
-            except ParityError as error:
-                self._fall_back(error)
-        solver = asked.solver if isinstance(asked.solver, Blackbox) else asked.fallback
-        assert isinstance(solver, Blackbox)
-        assert isinstance(self.constraint, filters.Sphere)
-        rows = Rows(self.onnx, asked.objective, self.target)
-        solution = solver.minimise(rows.respond, rows.loss, self.constraint, self.onnx.shape)
-        return Solved(solution=solution, solver=solver.name)
-
-    def _collapsed(self, filtered: Filtered) -> Collapsed | None:
-        """The affine tail as a matrix, where it is asked for; the authors' loops run on the tail itself."""
-        if self.asked.exact == "no" or filtered.stop.obstacle is not None:
-            return None
-        with one_thread():
-            return self.scene.collapsed
-
-    def _exact(self, tail: Collapsed) -> Solved:
-        asked = self.asked
-        squares = asked.objective.form == "squares"  # it needs the whole matrix, which is worth two threads
-        small = self.scene.device.type == "cpu" and not (squares and tail.size * tail.cells > _SMALL)
+    def _solved(self) -> tuple[Solving, Solved]:
+        """By gradient, or else by forward runs, at the radius asked for or calibrated."""
         try:
-            with one_thread() if small else contextlib.nullcontext():
-                found = closed_form(tail, asked.objective, asked.constraint, self.rho, self.target, asked.seed)
-        except SolverError:
-            self.scene.refuse_dead(self.constraint, self.rho, asked.seed)  # that reason comes first
-            raise
-        if not self._alive(tail, found.outputs):
-            self.scene.refuse_dead(self.constraint, self.rho, asked.seed)
-        return Solved(solution=found.solution, solver="exact", outputs=found.outputs, certificate=found.certificate)
+            return self._attempt()
+        except ParityError as error:
+            self._fall_back(error)
+            return self._attempt()
 
-    def _alive(self, tail: Collapsed, outputs: Outputs) -> bool:
-        """Whether the outputs clearly moved away from those of the filter 0, in each sample.
-
-        An affine tail whose outputs at f and at 0 differ has different outputs at f and at -f, f and other filters: it
-        is not dead. The proof then shows that onnxruntime's moved too, since they are within parity's tolerance.
-        """
-        origin = tail.named(tail.origin)
-        moved = np.zeros(self.onnx.samples, bool)
-        for name, value in outputs.items():
-            new, old = (v.flatten(1).cpu().numpy() for v in (value, origin[name]))
-            most = _CLEARLY * RTOL["float32"] * np.maximum(np.abs(new).max(axis=1), np.abs(old).max())
-            moved |= np.abs(new - old).max(axis=1) > most
-        return bool(moved.all())
-
-    def _no_closed_form(self) -> SolverError:
-        node = self.scene.stop.obstacle
-        where = f"Between {self.scene.stop.at!r} and {', '.join(self.scene.stop.cut.to)}."
-        how = "Leave the solver to choose (auto), or break nearer the output."
-        if node is not None:
-            what = f"The exact solver needs an affine tail; node {label(node)!r} ({node.op_type}) is not affine."
-            return SolverError(what, where=where, how=how)
-        if self.scene.stop.integers or uses_half(self.scene.model):
-            what = "The exact solver needs float32: quantised and half-precision numbers are rounded on their way."
-            return SolverError(what, where=where, how=how)
-        if self.scene.collapsed is None:
-            return SolverError("The tail is affine by its graph, but not by its numbers.", where=where, how=how)
-        what = f"There is no closed form for {self.asked.objective.name!r} with {self.asked.constraint!r}."
-        return SolverError(what, where=where, how=how)
-
-    def _by_gradient(self, filtered: Filtered) -> Solved:
-        asked, samples = self.asked, self.onnx.samples
-        assert not isinstance(asked.solver, Blackbox)
-        matrix = self._collapsed(filtered)
-        if matrix is not None and matrix.fits and not matrix.made:
-            _ = matrix.jacobian  # every further evaluation is a product
-        tail = matrix.outputs if matrix is not None else filtered
-        with torch.no_grad():
-            normal = tail(torch.ones(self.onnx.shape, device=self.scene.device))
-        responds = torch.zeros(samples, dtype=torch.bool, device=self.scene.device)
-        every = torch.arange(samples)
-
-        def loss(f: Tensor, numbers: Tensor) -> Tensor:
-            def note(gradient: Tensor) -> None:
-                responds[numbers.to(responds.device)] |= (gradient != 0).flatten(1).any(1)
-
-            if f.requires_grad:
-                f.register_hook(note)  # type: ignore[no-untyped-call]  # torch has not annotated it
-            outputs = tail(f, numbers)
-            own, classes = normal, self.target
-            if len(numbers) != samples or not torch.equal(numbers, every):
-                own = {k: v.index_select(0, numbers.to(v.device)) for k, v in normal.items()}
-                classes = classes[numbers.to(classes.device)] if classes is not None else None
-            return asked.objective.losses(outputs, own, samples=len(f), target=classes)
-
-        generator = torch.Generator().manual_seed(asked.seed)
-        solution = asked.solver.minimise(loss, self.constraint, self.onnx.shape, generator=generator)
-        self.scene.refuse_unresponsive(responds, asked.objective, self.target, self.constraint, asked.seed)
-        with torch.no_grad():
-            outputs = tail(solution.filter.detach().to(self.scene.device))
-        return Solved(solution=solution, solver=asked.solver.name, outputs=outputs)
+    def _attempt(self) -> tuple[Solving, Solved]:
+        solving = Solving(
+            scene=self.scene, asked=self.asked, objective=self.objective, target=self.target,
+            reference=self.reference, filtered=self.filtered,
+        )  # fmt: skip
+        if self.rho is None:
+            return solving, calibrated(solving)
+        return solving, solving.solved(torch.full((self.onnx.samples,), self.rho))
 
     # Proving
 

@@ -63,14 +63,17 @@ class Filtered:
             kept.append(tail)
         return tail
 
-    def __call__(self, f: Tensor, samples: Tensor | None = None) -> Outputs:
+    def __call__(self, f: Tensor, samples: Tensor | None = None, at: Tensor | None = None) -> Outputs:
         """The outputs, batch first, under the names of S2, for filters (k, *spatial).
 
         Args:
             f: The filters.
             samples: (k,) int64, the sample that each filter is for; None: all, in their order.
+            at: What is at S1 in the place of each sample's own, a row for each filter, in the layout of S1.
         """
         k = len(f)
+        if at is not None:
+            return self._replaced(f, self._numbers(f, samples), at)
         if samples is not None and k == self.onnx.samples and bool((samples == torch.arange(k)).all()):
             samples = None
         if self.unit > 1:
@@ -118,11 +121,32 @@ class Filtered:
         found = {name: outputs[own] for name, own in zip(self.stop.cut.to, self.stop.own_names, strict=True)}
         return self.onnx.by_sample(found, count)
 
-    def _together(self, f: Tensor, samples: Tensor | None) -> Outputs:
+    def _replaced(self, f: Tensor, samples: Tensor, at: Tensor) -> Outputs:
+        """With other activations at S1: as a batch where filters may be one, else one after the other."""
+        axis = self.stop.batch[self.stop.at]
+        if self.unit == 1 and (len(f) == 1 or (self._known[0] or self._way(f, samples)) == "together"):
+            return self._together(f, samples, at)
+        whole = self.held[self.stop.at]
+        runs = []
+        for k, n in enumerate(samples.tolist()):
+            own = at.select(axis, k).unsqueeze(axis) if axis >= 0 else at[k]
+            if self.unit == 1:
+                runs.append(self._together(f[k : k + 1], samples[k : k + 1], own))
+                continue
+            places = [whole.narrow(axis, 0, n), own, whole.narrow(axis, n + 1, self.onnx.samples - n - 1)]
+            ones = torch.ones(self.onnx.shape, device=self.device)
+            found = self._together(ones, None, torch.cat(places, axis) if axis >= 0 else own)
+            runs.append({name: v[n : n + 1] for name, v in found.items()})
+        return {name: torch.cat([r[name] if r[name].ndim else r[name][None] for r in runs]) for name in runs[0]}
+
+    def _together(self, f: Tensor, samples: Tensor | None, at: Tensor | None = None) -> Outputs:
         """All in one run of the module, as a batch."""
         held = {}
         for name, value in self.held.items():
             axis = self._axes[name]
+            if name == self.stop.at and at is not None:
+                held[name] = at.to(value.dtype)
+                continue
             if axis is None or samples is None:
                 held[name] = value
             elif value.shape[axis] == 1:

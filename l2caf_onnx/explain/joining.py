@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from l2caf_onnx.records import Attention, Certificate, Parity
 
@@ -25,6 +26,7 @@ def split(found: Attention, count: int) -> tuple[Attention, ...]:
             target=None if found.target is None else found.target[i : i + 1],
             stop_reason=found.stop_reason[i : i + 1],
             certificate=_certificate([found.certificate], slice(i, i + 1)),
+            trace=None if found.trace is None else found.trace[:, i : i + 1],
         )
         for i in range(count)
     )
@@ -48,6 +50,7 @@ def joined(parts: Sequence[Attention]) -> Attention:
         deployed=_worst_or_none([p.deployed for p in parts]),
         proof=worst_of([p.proof for p in parts]),
         certificate=_certificate([p.certificate for p in parts]),
+        trace=_traces([p.trace for p in parts]),
         notes=tuple(dict.fromkeys(n for p in parts for n in p.notes)),
     )
 
@@ -65,6 +68,15 @@ def _certificate(parts: Sequence[Certificate | None], piece: slice = slice(None)
         residuals=np.concatenate([p.residuals for p in there])[piece],
         gap=np.concatenate([p.gap for p in there])[piece],
     )
+
+
+def _traces(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    """Side by side, the shorter ones resting at their last; None where some part has none."""
+    there = [p for p in parts if p is not None]
+    if len(there) < len(parts):
+        return None
+    longest = max(len(p) for p in there)
+    return np.concatenate([np.concatenate([p, np.repeat(p[-1:], longest - len(p), 0)]) for p in there], axis=1)
 
 
 def _worst_or_none(found: Sequence[Parity | None]) -> Parity | None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from l2caf_onnx import runtime
 from l2caf_onnx.errors import CutError, L2cafError
-from l2caf_onnx.filters import ConstraintSet
 from l2caf_onnx.graph.insert import FILTER_INPUT, broadcastable
 
 from .batches import refuse_nan
@@ -120,11 +119,6 @@ class Opened:
             k: v.movedim(batch[k], 0) if batch[k] > 0 and v.ndim > batch[k] and v.shape[batch[k]] == count else v
             for k, v in outputs.items()
         }
-
-    def points(self, constraint: ConstraintSet, seed: int) -> list[NDArray[np.float32]]:
-        """Three seeded filters of the constraint set."""
-        generator = torch.Generator().manual_seed(seed)
-        return [constraint.random_point(self.shape, generator).float().cpu().numpy() for _ in range(3)]
 
     def rows_of(self, outputs: Arrays) -> NDArray[np.float64]:
         """All floating outputs as one row a sample (NaN and infinities, that stay, as 0)."""

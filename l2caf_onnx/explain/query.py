@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
-from l2caf_onnx import objectives, solvers
+from l2caf_onnx import methods, objectives, solvers
 from l2caf_onnx.errors import InputError, SolverError
 from l2caf_onnx.filters import CONSTRAINTS, parse_radius
 from l2caf_onnx.runtime import Level
 
 Target = int | str | Sequence[int]
 
+OURS = "l2caf"
+AUTO = "auto"
 DEFAULT_RADIUS = 0.5
 PRESETS = ("paper",)
 PROOFS = ("tail", "model")
@@ -25,12 +27,16 @@ class Query:
     at: str
     to: str | Sequence[str] | None = None
     target: Target | None = None
-    objective: str | None = None
+    objective: str | Callable[..., Any] | None = None
     constraint: str | None = None
     radius: float | str | None = None
     solver: str = "auto"
     preset: str | None = None
     layout: str | None = None
+    basis: str | int | None = None
+    select: str | Sequence[str] | None = None
+    reference: Mapping[str, Any] | None = None
+    method: str = "l2caf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +55,11 @@ class Plan:
         proof: "tail" or "model".
         level: onnxruntime's optimisation level at which the model is deployed; "disable" is the reference itself.
         seed: Of every random choice.
+        basis: What the filter is made of, as `attend` takes it.
+        select: What of S2 is watched; None: all.
+        reference: Feeds of the input that S2 is held against, for objectives that want one.
+        method: What makes the map in the place of L2-CAF; None: nothing.
+        trace: Whether the filters that the solver tries are kept.
     """
 
     target: int | tuple[int, ...] | str | None
@@ -62,18 +73,31 @@ class Plan:
     proof: str
     level: Level
     seed: int
+    basis: str | int | None = None
+    select: str | Sequence[str] | None = None
+    reference: Mapping[str, Any] | None = None
+    method: methods.Method | None = None
+    trace: bool = False
 
-    def rho(self, cells: int) -> float:
-        """The radius as rho, for a filter of so many cells.
+    @property
+    def logits(self) -> bool:
+        """Whether S2 is watched before a softmax or sigmoid."""
+        return self.objective.class_specific or self.target is not None
+
+    def rho(self, cells: int) -> float | None:
+        """The radius as rho, for a filter of so many cells; None: it is to be calibrated.
 
         Raises:
             InputError: no positive number.
             SolverError: rho >= 1 for an objective whose trivial answer is f = 1.
         """
+        if self.radius == AUTO:
+            return None
         rho = parse_radius(self.radius, cells)
-        if self.objective.name == "outputs" and rho >= 1:
+        if self.objective.name in ("outputs", "cosine") and rho >= 1:
             raise SolverError(
-                f"With the objective 'outputs' the radius {rho:g} has the trivial answer f = 1, that changes nothing.",
+                f"With the objective {self.objective.name!r} the radius {rho:g} has the trivial answer f = 1, that "
+                "changes nothing.",
                 where=f"rho is the filter's norm divided by sqrt({cells}); 1 is the size of the all-ones filter.",
                 how="Choose a radius below 1, such as 0.5, or 'unit'.",
             )
@@ -83,14 +107,19 @@ class Plan:
 def plan(
     *,
     target: Target | None = None,
-    objective: str | None = None,
+    objective: str | Callable[..., Any] | None = None,
     constraint: str | None = None,
     radius: float | str | None = None,
     solver: str = "auto",
     preset: str | None = None,
+    basis: str | int | None = None,
+    select: str | Sequence[str] | None = None,
+    reference: Mapping[str, Any] | None = None,
+    method: str = OURS,
     proof: str = "tail",
     ort_level: str = "disable",
     seed: int = 0,
+    trace: bool = False,
 ) -> Plan:
     """Fill in what the user left open; what is given wins over the preset, and that over the defaults.
 
@@ -106,28 +135,40 @@ def plan(
     paper = preset == "paper"
     classes = _classes(target)
     if objective is None:
-        objective = "outputs" if classes is None else ("paper-class" if paper else "target")
-    chosen = objectives.resolve(objective)
+        objective = _usual_objective(classes is not None, select is not None, reference is not None, paper)
+    if callable(objective):
+        chosen = objectives.wrapped(objective, getattr(objective, "__name__", "function"))
+    else:
+        chosen = objectives.resolve(objective)
     if chosen.class_specific and classes is None:
         raise InputError(
-            f"The objective {objective!r} is about a class.", how="Give a target: a class index or 'top1'."
+            f"The objective {chosen.name!r} is about a class.", how="Give a target: a class index or 'top1'."
         )
-    if not chosen.class_specific and classes is not None:
+    if not (chosen.class_specific or chosen.may_have_target) and classes is not None:
         raise InputError(
-            f"The objective {objective!r} takes no target.",
+            f"The objective {chosen.name!r} takes no target.",
             how="Leave the target out, or choose the objective 'target'.",
+        )
+    if (chosen.against == "reference") != (reference is not None):
+        raise InputError(
+            f"The objective {chosen.name!r} needs an input to compare with."
+            if reference is None
+            else f"The objective {chosen.name!r} compares with no other input.",
+            how="Give `reference` (--reference) with the objective 'similarity'.",
         )
     constraint = constraint or "l2"
     if constraint not in CONSTRAINTS:
         raise InputError(f"There is no constraint {constraint!r}.", how=f"Choose one of {', '.join(CONSTRAINTS)}.")
     if radius is None:
         radius = "unit" if paper else DEFAULT_RADIUS
-    parse_radius(radius, 4)  # whether it is one at all does not depend on the number of cells
-    fallback = solvers.Blackbox() if solver == "auto" and constraint == "l2" else None
-    if solver == solvers.Blackbox.name and constraint != "l2":
+    if radius != AUTO:
+        parse_radius(radius, 4)  # whether it is one at all does not depend on the number of cells
+    free = constraint in ("l2", "l2-nonneg")
+    fallback = solvers.Blackbox() if solver == "auto" and free else None
+    if solver == solvers.Blackbox.name and not free:
         raise InputError(
             f"The solver {solver!r} cannot keep to the constraint {constraint!r}.",
-            how="Choose the constraint 'l2', or another solver.",
+            how="Choose the constraint 'l2' or 'l2-nonneg', or another solver.",
         )
     exact: Literal["no", "where possible", "only"] = "no"
     if solver == "auto":
@@ -152,7 +193,18 @@ def plan(
         proof=proof,
         level=cast(Level, ort_level),
         seed=seed,
+        basis=basis,
+        select=select,
+        reference=reference,
+        method=None if method == OURS else methods.resolve(method),
+        trace=trace,
     )
+
+
+def _usual_objective(classes: bool, select: bool, reference: bool, paper: bool) -> str:
+    if classes:
+        return "paper-class" if paper else "target"
+    return "similarity" if reference else "value" if select else "outputs"
 
 
 def _classes(target: Target | None) -> int | tuple[int, ...] | str | None:

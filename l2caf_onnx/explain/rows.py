@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l2caf_onnx.objectives import Objective
 
+from .filtered import Outputs
 from .opened import Arrays, Opened
 
 _SKETCHED = 2**16  # numbers of an output from which on differences are taken of a sketch of it
@@ -24,16 +25,21 @@ class Rows:
         target: (N,) classes, or None.
     """
 
-    def __init__(self, onnx: Opened, objective: Objective, target: Tensor | None) -> None:
+    def __init__(self, onnx: Opened, objective: Objective, target: Tensor | None, against: Outputs | None) -> None:
         self.onnx, self.objective, self.target = onnx, objective, target
         whole = onnx.normal()
-        self.normal = torch.from_numpy(self._rows(whole))
-        self.names, self.widths = [], []
+        self.normal = torch.from_numpy(
+            self._rows(whole if against is None else {k: v.cpu().numpy() for k, v in against.items()})
+        )
+        self.names, self.widths, self.shapes = [], [], []
         for name, value in whole.items():
             if value.dtype.kind == "f" and value.size:
                 width = value.size // onnx.samples
                 self.names.append(name)
                 self.widths.append(_SKETCH if self._sketches(width) else width)
+                shape = onnx.by_sample({name: torch.from_numpy(value)})[name].shape
+                own = tuple(shape[1:]) if shape and shape[0] == onnx.samples else tuple(shape)
+                self.shapes.append((_SKETCH,) if self._sketches(width) else own)
 
     def respond(self, filters: Tensor) -> Tensor:
         """Filters (K, N, *spatial) -> outputs (K, N, M), all floating outputs in a row, large ones sketched."""
@@ -44,7 +50,11 @@ class Rows:
         """Rows (k, M) of a sample, as `respond` makes them -> losses (k,), differentiable."""
         usual = self.normal[sample].expand(len(rows), -1)
         filtered, unfiltered = (
-            dict(zip(self.names, torch.split(r, self.widths, 1), strict=True)) for r in (rows, usual)
+            {
+                name: part.reshape(len(r), *shape)
+                for name, part, shape in zip(self.names, torch.split(r, self.widths, 1), self.shapes, strict=True)
+            }
+            for r in (rows, usual)
         )
         wanted = self.target[sample].cpu().expand(len(rows)) if self.target is not None else None
         return self.objective.losses(filtered, unfiltered, samples=len(rows), target=wanted)
@@ -63,7 +73,7 @@ class Rows:
         return np.concatenate(rows, axis=1)
 
     def _sketches(self, width: int) -> bool:
-        return not self.objective.class_specific and width > _SKETCHED
+        return self.objective.form == "squares" and width > _SKETCHED
 
 
 def _sketched(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from l2caf_onnx import runtime
 from l2caf_onnx.agreement import compare
-from l2caf_onnx.errors import ParityError, SolverError
-from l2caf_onnx.filters import ConstraintSet
+from l2caf_onnx.errors import InputError, ParityError, SolverError
+from l2caf_onnx.filters import Space
 from l2caf_onnx.graph.cut import extract
 from l2caf_onnx.graph.half import uses_half
 from l2caf_onnx.graph.insert import insert_filter
@@ -24,7 +24,7 @@ from l2caf_onnx.objectives import Objective, class_scores
 from l2caf_onnx.records import Parity
 
 from .collapsed import Collapsed, collapsed
-from .filtered import Filtered
+from .filtered import Filtered, Outputs
 from .opened import Arrays, Held, Opened, joined, named, on_host, tensors_of
 from .stop import Stop, has_quantised
 
@@ -75,6 +75,33 @@ class Scene:
         """NT by onnxruntime, batch first."""
         return self.onnx.by_sample(tensors_of(self.onnx.normal()))
 
+    @property
+    def frames(self) -> bool:
+        """Whether the first spatial axis counts frames of pictures, each of which has a filter of its own."""
+        letters = letters_in(self.stop.layout)
+        spatial = [letters[a] for a in self.stop.axes.spatial]
+        return spatial[:1] == ["T"] and {"H", "W"} <= set(spatial)
+
+    def reference(self, feeds: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What another input, one or one a sample, gives at S2 in onnxruntime, batch first.
+
+        Raises:
+            InputError: its outputs are not one row, or one a sample.
+        """
+        given = runtime.check_feeds(self.model, {k: np.asarray(v) for k, v in feeds.items()})
+        values = tensors_of(runtime.run(self.stop.whole(self.model), given, providers=self.providers))
+        batch, samples = self.stop.batch, self.onnx.samples
+        found = {}
+        for name, value in values.items():
+            axis = batch[name]
+            own = value.movedim(axis, 0) if axis >= 0 else value[None]
+            if len(own) not in (1, samples):
+                raise InputError(
+                    f"The reference has {len(own)} samples; there are {samples}.", how="Give one, or one a sample."
+                )
+            found[name] = own.expand(samples, *own.shape[1:]).to(self.device)
+        return found
+
     def top_class(self) -> tuple[int, ...]:
         """The class of largest score of each sample, unfiltered.
 
@@ -86,42 +113,51 @@ class Scene:
         scores = class_scores(outputs if known else self.normal, samples=self.onnx.samples)
         return tuple(scores.argmax(1).tolist())
 
-    def losses(self, objective: Objective, target: Tensor | None, f: NDArray[np.float32]) -> Tensor:
-        """The objective at `f` by onnxruntime: (N,) float64."""
+    def losses(self, objective: Objective, target: Tensor | None, against: Outputs, f: NDArray[np.float32]) -> Tensor:
+        """The objective at `f` by onnxruntime, against those outputs: (N,) float64."""
         filtered = self.onnx.by_sample(tensors_of(self.onnx.outputs(f)))
         wanted = target.cpu() if target is not None else None
-        return objective.losses(filtered, self.normal, samples=self.onnx.samples, target=wanted).double()
+        return objective.losses(filtered, against, samples=self.onnx.samples, target=wanted).double()
 
-    def refuse_dead(self, constraint: ConstraintSet, rho: float, seed: int) -> None:
-        """Raise SolverError where the outputs are the same whatever cells the filter keeps."""
-        key = (constraint.name, rho, seed)
+    def dead(self, space: Space, seed: int) -> NDArray[np.bool_]:
+        """(N,) where the outputs are the same whatever cells the filter keeps."""
+        key = (space.constraint, tuple(space.rho.tolist()), seed)
         if key in self._alive:
-            return
-        onnx, stop = self.onnx, self.stop
-        filters = [*onnx.points(constraint, seed), np.zeros(onnx.shape, np.float32)]
+            return np.zeros(self.onnx.samples, bool)
+        onnx = self.onnx
+        filters = [*points(space, seed), np.zeros(onnx.shape, np.float32)]
         *outputs, nothing = (onnx.rows_of(o) for o in onnx.many(np.stack(filters)))
         whole = onnx.rows_of(onnx.normal())
         moved = np.ptp(np.stack(outputs), axis=0).max(axis=1, initial=0)
-        dead = np.flatnonzero(moved <= DEAD * np.abs(whole - nothing).max(axis=1, initial=0))
+        found: NDArray[np.bool_] = moved <= DEAD * np.abs(whole - nothing).max(axis=1, initial=0)
+        if not found.any():
+            self._alive.add(key)
+        return found
+
+    def refuse_dead(self, space: Space, seed: int) -> None:
+        """Raise SolverError where the outputs are the same whatever cells the filter keeps."""
+        onnx, stop = self.onnx, self.stop
+        dead = np.flatnonzero(self.dead(space, seed))
         grid = stop.axes.grid
         if dead.size:
             raise SolverError(
-                f"The tail is dead at radius {rho:g}: whatever cells the filter keeps, the output is the same.",
+                f"The tail is dead at radius {float(space.rho[dead[0]]):g}: whatever cells the filter keeps, the "
+                "output is the same.",
                 where=f"Between {stop.at!r} and {', '.join(stop.cut.to)}, {named(dead, onnx.samples)}.",
                 how="Perhaps only the class token is read from here on: break before the last attention."
                 if grid and grid.prefix + grid.suffix
-                else "Filters that small leave only biases: try a larger radius (0.5), or break nearer the output.",
+                else 'Filters that small leave only biases: try a larger radius (0.5, or "auto"), or break nearer the '
+                "output.",
             )
-        self._alive.add(key)
 
     def refuse_unresponsive(
-        self, responds: Tensor, objective: Objective, target: Tensor | None, constraint: ConstraintSet, seed: int
+        self, responds: Tensor, objective: Objective, target: Tensor | None, against: Outputs, space: Space, seed: int
     ) -> None:
         """Where torch's gradient was zero throughout: the converter's fault if onnxruntime's moves, else the user's."""
         silent = np.flatnonzero(~responds.cpu().numpy())
         if not silent.size:
             return
-        losses = np.stack([self.losses(objective, target, f).numpy() for f in self.onnx.points(constraint, seed)])
+        losses = np.stack([self.losses(objective, target, against, f).numpy() for f in points(space, seed)])
         moving = silent[np.ptp(losses, axis=0)[silent] > DEAD * np.abs(losses).max(axis=0)[silent]]
         where = f"Between {self.stop.at!r} and {', '.join(self.stop.cut.to)}"
         if moving.size:
@@ -171,6 +207,11 @@ class Scene:
         """The agreement of `found` with onnxruntime's `reference`."""
         provider = runtime.check_providers(self.providers)[0]
         return compare(reference, found, half=uses_half(self.model), provider=provider, level=level)
+
+
+def points(space: Space, seed: int) -> list[NDArray[np.float32]]:
+    """Three seeded filters of the space."""
+    return [f.float().cpu().numpy() for f in space.points(seed)]
 
 
 Group = tuple[Sequence[Arrays], Held]

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2caf_onnx.filters import Sphere
+from l2caf_onnx.filters import ConstraintSet, NonnegSphere, Sphere
 
 from .lbfgs import Lbfgs
 from .solution import Solution, refuse_unusable_start
@@ -62,13 +62,13 @@ class Blackbox:
 
     name = "blackbox"
 
-    def minimise(self, respond: Respond, loss: RowLoss, sphere: Sphere, shape: tuple[int, ...]) -> Solution:
+    def minimise(self, respond: Respond, loss: RowLoss, sphere: ConstraintSet, shape: tuple[int, ...]) -> Solution:
         """Minimise over filters of `shape` (N, *spatial) on `sphere`; each sample searches by itself.
 
         Args:
             respond: The tail; runs for several samples are shared, padded where one asks for fewer.
             loss: Of outputs of one sample.
-            sphere: The constraint set.
+            sphere: The constraint set, "l2" or "l2-nonneg".
             shape: (N, *spatial).
 
         Returns:
@@ -79,7 +79,11 @@ class Blackbox:
         """
         samples, spatial = shape[0], shape[1:]
         radii = sphere.radii(samples).double().cpu().numpy()
-        runs = [_Run(_search(self, _numpy(loss, n), loss, n, r, spatial), _numpy(loss, n)) for n, r in enumerate(radii)]
+        nonneg = sphere.name == NonnegSphere.name
+        runs = [
+            _Run(_search(self, _numpy(loss, n), loss, n, r, spatial, nonneg), _numpy(loss, n))
+            for n, r in enumerate(radii)
+        ]
         while any(run.running for run in runs):
             count = max(len(run.wanted) for run in runs if run.running)
             stacked = np.stack([run.padded(count) for run in runs], axis=1)
@@ -159,6 +163,7 @@ def _search(
     sample: int,
     radius: float,
     spatial: Sequence[int],
+    nonneg: bool,
 ) -> Search:
     cells = math.prod(spatial)
     limit = settings.forwards_per_cell * min(cells, settings.nodes)
@@ -183,7 +188,7 @@ def _search(
                 spent += count
                 slopes = np.linalg.solve(mix.T, (ends - at) / step).T  # (M, nodes): d outputs / d coordinates
                 reach, fresh = 1.0, True
-            goal = _minimum(loss, sample, at, slopes, c, radius)
+            goal = _minimum(loss, sample, at, slopes, c, radius, (nodes, basis) if nonneg else None)
             trials = np.stack([_part(c, goal, reach * t, radius) for t in settings.parts])
             outputs = yield trials @ basis.T
             spent += len(trials)
@@ -217,19 +222,43 @@ def _search(
     return reason
 
 
-def _minimum(loss: RowLoss, sample: int, at: Vector, slopes: Vector, c: Vector, radius: float) -> Vector:
-    """Where on the sphere the loss of at + slopes (. - c) is least, found from c; the tail is not run."""
+def _minimum(
+    loss: RowLoss,
+    sample: int,
+    at: Vector,
+    slopes: Vector,
+    c: Vector,
+    radius: float,
+    nonneg: tuple[Vector, Vector] | None,
+) -> Vector:
+    """Where on the sphere the loss of at + slopes (. - c) is least, found from c; the tail is not run.
+
+    `nonneg` (nodes, basis): among filters nodes v, v >= 0, which are nowhere negative, as c = basis' f.
+    """
     origin, jacobian = torch.from_numpy(at), torch.from_numpy(slopes)
     centre = torch.from_numpy(c)
+    solver = Lbfgs(loss_tolerance=3e-5)  # exactly: an evaluation of the linear form costs next to nothing
+    generator = torch.Generator().manual_seed(0)
+    if nonneg is None:
+        found = solver.minimise(
+            lambda points, _: loss(origin + (points - centre) @ jacobian.T, sample),
+            Sphere(radius, dtype=torch.float64), (1, len(c)), generator=generator, start=centre[None],
+        )  # fmt: skip
+        return found.filter[0].numpy()
+    nodes, basis = nonneg
+    turned = torch.from_numpy(basis.T @ nodes)  # of the same length as nodes v: basis spans them
 
-    def linear(points: Tensor, _: Tensor) -> Tensor:
-        return loss(origin + (points - centre) @ jacobian.T, sample)
+    def placed(v: Tensor) -> Tensor:
+        moved = v @ turned.T
+        found: Tensor = moved * (radius / torch.linalg.vector_norm(moved, dim=1, keepdim=True))
+        return found
 
-    found = Lbfgs(loss_tolerance=3e-5).minimise(  # exactly: an evaluation of the linear form costs next to nothing
-        linear, Sphere(radius, dtype=torch.float64), (1, len(c)), generator=torch.Generator().manual_seed(0),
-        start=centre[None],
+    start = torch.from_numpy(np.maximum(np.linalg.lstsq(nodes, basis @ c, rcond=None)[0], 0.0))
+    found = solver.minimise(
+        lambda v, _: loss(origin + (placed(v) - centre) @ jacobian.T, sample),
+        NonnegSphere(1.0, dtype=torch.float64), (1, len(start)), generator=generator, start=start[None],
     )  # fmt: skip
-    return found.filter[0].numpy()
+    return placed(found.filter)[0].numpy()
 
 
 def _part(c: Vector, goal: Vector, part: float, radius: float) -> Vector:

@@ -9,7 +9,7 @@ words are those of Absil, Mahony & Sepulchre, "Optimization Algorithms on Matrix
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -92,6 +92,8 @@ def surface(constraint: ConstraintSet, cells: int, radius: float, *, first: floa
     kinds = {"l2": GreatSphere, "l2-nonneg": Orthant}
     if constraint.name in kinds:
         return kinds[constraint.name](radius, first, largest)
+    if constraint.name == "free":
+        return Coordinates(first, largest)
     return Logits(radius * math.sqrt(cells))
 
 
@@ -292,6 +294,39 @@ class Logits:
             f"The map has concentrated: its largest cell holds {most:.5f} of the total. Where the infimum is at that "
             "cell alone it is not attained."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinates(Logits):
+    """Free coordinates: Euclidean, without a metric of their own; no step moves one by more than `largest`."""
+
+    total: float = field(init=False, default=0.0)
+    first: float
+    largest: float
+
+    def point_of(self, filter: Vector) -> Vector:
+        """The coordinates themselves."""
+        return filter.copy()
+
+    def drawn(self, normal: Vector) -> Vector:
+        """Half the draw."""
+        return normal / 2
+
+    def elsewhere(self, point: Vector, drawn: Vector) -> tuple[Vector, ...]:
+        """A tenth and half of the draw away."""
+        return point + drawn / 10, point + drawn / 2
+
+    def gradient(self, point: Vector, by_filter: Vector) -> Vector:
+        """As it is."""
+        return by_filter
+
+    def direction(self, history: History, point: Vector, gradient: Vector) -> Vector:
+        """-H g."""
+        return history.direction(gradient)
+
+    def ended(self, point: Vector) -> str:
+        """Never."""
+        return ""
 
 
 def _softmax(w: Vector) -> Vector:

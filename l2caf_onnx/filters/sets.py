@@ -1,4 +1,4 @@
-"""Filters: the set that they live on, how they multiply an activation, and how they are shown.
+"""The sets that filters live on.
 
 A filter is one number per spatial cell of S1, shared by all channels, one filter per sample: a tensor (N, *spatial).
 The constraint ||f|| = r makes it choose (Taha et al., "A Generic Visualization Approach for Convolutional Neural
@@ -16,15 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
 from torch import Tensor
 
-from .errors import InputError
-
-_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
-_FLAT = 1e-6
-"""A map whose range is within this part of its largest value is constant: a few float32 roundings, no structure."""
+from l2caf_onnx.errors import InputError
 
 
 def norm_of(rho: float, cells: int) -> float:
@@ -154,8 +148,8 @@ class Sphere(_Scaled):
 
     def retract(self, w: Tensor) -> Tensor:
         """The point r w / ||w|| for each sample of `w` (N, *spatial), differentiable; zero, that has none, stays so."""
-        norm = _lengths(w).clamp_min(torch.finfo(w.dtype).tiny)
-        return w * (_column(self.radii(len(w)).to(w), w.ndim) / norm)
+        norm = lengths(w).clamp_min(torch.finfo(w.dtype).tiny)
+        return w * (column(self.radii(len(w)).to(w), w.ndim) / norm)
 
     def project_tangent(self, f: Tensor, g: Tensor) -> Tensor:
         """The part of `g` tangent to the sphere at `f`: g - f <f, g> / <f, f>; both (N, *spatial)."""
@@ -180,8 +174,8 @@ class NonnegSphere(_Scaled):
 
         Folded, not cut off at 0: a cell that max(w, 0) has set to 0 gets no gradient that could bring it back.
         """
-        norm = _lengths(w).clamp_min(torch.finfo(w.dtype).tiny)
-        return w.abs() * (_column(self.radii(len(w)).to(w), w.ndim) / norm)
+        norm = lengths(w).clamp_min(torch.finfo(w.dtype).tiny)
+        return w.abs() * (column(self.radii(len(w)).to(w), w.ndim) / norm)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,13 +192,29 @@ class Simplex(_Scaled):
     def retract(self, w: Tensor) -> Tensor:
         """The point s softmax(w) for each sample of `w` (N, *spatial), differentiable."""
         totals = self.radii(len(w)).to(w) * math.sqrt(math.prod(w.shape[1:]))
-        return _column(totals, w.ndim) * torch.softmax(w.flatten(1), dim=1).reshape(w.shape)
+        return column(totals, w.ndim) * torch.softmax(w.flatten(1), dim=1).reshape(w.shape)
 
 
-_SETS: dict[str, type[Sphere | NonnegSphere | Simplex]] = {kind.name: kind for kind in (Sphere, NonnegSphere, Simplex)}
+@dataclass(frozen=True, slots=True, eq=False)
+class Free(_Scaled):
+    """No constraint: coordinates that something else turns into a filter. Its radius says nothing."""
 
-CONSTRAINTS: tuple[str, ...] = tuple(_SETS)
-"""The names of the constraint sets."""
+    name = "free"
+
+    def retract(self, w: Tensor) -> Tensor:
+        """`w` itself."""
+        return w
+
+
+_SETS: dict[str, type[Sphere | NonnegSphere | Simplex | Free]] = {
+    kind.name: kind for kind in (Sphere, NonnegSphere, Simplex, Free)
+}
+
+SETS: tuple[str, ...] = ("l2", "l2-nonneg", "softmax")
+"""The names of the sets of filters."""
+
+CONSTRAINTS: tuple[str, ...] = (*SETS, "gaussian")
+"""What a user may ask for; the last is made of few coordinates (see lifts.py)."""
 
 
 def constraint_set(
@@ -216,49 +226,15 @@ def constraint_set(
         InputError: there is none of that name, or the norm is not positive and finite.
     """
     if name not in _SETS:
-        raise InputError(f"There is no constraint {name!r}.", how=f"Choose one of {', '.join(CONSTRAINTS)}.")
+        raise InputError(f"There is no constraint {name!r}.", how=f"Choose one of {', '.join(_SETS)}.")
     return _SETS[name](norm, dtype=dtype, device=device)
 
 
-def heatmap(filter: Tensor, size: tuple[int, ...], *, absolute: bool) -> tuple[Tensor, list[bool]]:
-    """What a picture shows of a filter (N, *spatial) over an input of `size`: (N, *size) in [0, 1].
-
-    |f| (`absolute`, the paper's), else max(f, 0), because a cell with f < 0 is one that the filter inverts; resized
-    first (bilinear, half-pixel centres), then min-max scaled, each sample by itself. One to three spatial axes.
-
-    Returns:
-        The maps, and for each sample whether it was constant, which leaves nothing to show: that map is zero.
-
-    Raises:
-        InputError: `size` has not one entry per spatial axis, or there are more than three.
-    """
-    if filter.ndim - 1 != len(size) or len(size) not in _INTERPOLATION:
-        raise InputError(
-            f"A filter of shape {tuple(filter.shape)} cannot be drawn over an input of size {tuple(size)}.",
-            how="Give a filter (N, *spatial) with one to three spatial axes, and a size with one entry for each.",
-        )
-    shown = filter.detach().abs() if absolute else filter.detach().clamp_min(0)
-    flat = _is_flat(shown)  # judged before resizing, whose roundings would be stretched into a pattern
-    if tuple(shown.shape[1:]) != tuple(size):
-        mode = _INTERPOLATION[len(size)]
-        shown = F.interpolate(shown[:, None], size=size, mode=mode, align_corners=False, antialias=False)[:, 0]
-    low, high = shown.flatten(1).amin(1), shown.flatten(1).amax(1)  # torch.aminmax takes thirty times as long
-    flat = flat | (high - low <= _FLAT * high)
-    span = torch.where(flat, torch.inf, high - low)
-    return (shown - _column(low, shown.ndim)).div_(_column(span, shown.ndim)), flat.tolist()
-
-
-def _is_flat(maps: Tensor) -> Tensor:
-    """(N,) bool: which of the maps (N, *spatial), none of them negative, are constant up to rounding."""
-    low, high = maps.flatten(1).amin(1), maps.flatten(1).amax(1)
-    return high - low <= _FLAT * high
-
-
-def _lengths(w: Tensor) -> Tensor:
+def lengths(w: Tensor) -> Tensor:
     """The norm of each sample of `w` (N, *spatial), as (N, 1, ..., 1)."""
-    return _column(torch.linalg.vector_norm(w.flatten(1), dim=1), w.ndim)
+    return column(torch.linalg.vector_norm(w.flatten(1), dim=1), w.ndim)
 
 
-def _column(values: Tensor, rank: int) -> Tensor:
+def column(values: Tensor, rank: int) -> Tensor:
     """(N,) as (N, 1, ..., 1) of `rank` axes."""
     return values.reshape(-1, *[1] * (rank - 1))

@@ -1,0 +1,256 @@
+"""Finding the filter: in closed form where there is one, else by gradient, else by forward runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from l2caf_onnx.agreement import RTOL
+from l2caf_onnx.errors import SolverError
+from l2caf_onnx.filters import Space, parse_basis, space
+from l2caf_onnx.graph.half import uses_half
+from l2caf_onnx.graph.nodes import label
+from l2caf_onnx.objectives import Objective
+from l2caf_onnx.records import Certificate
+from l2caf_onnx.solvers import Blackbox, Lbfgs, LossFunction, Solution
+
+from .closed_form import closed_form, has_closed_form
+from .collapsed import Collapsed
+from .filtered import Filtered, Outputs
+from .query import Plan
+from .rows import Rows
+from .scene import Scene
+from .threads import one_thread
+
+_SMALL = 2**15  # numbers of the Jacobian of a sample
+_CLEARLY = 10  # times the tolerance of parity: an output of the torch tail that moved so far moved in onnxruntime too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solved:
+    """A solution, and what found it.
+
+    Attributes:
+        solution: Filters and how they were found.
+        solver: The name of the solver that ran.
+        rho: (N,) the sizes of the filters.
+        outputs: What torch gives for the solution, batch first; None for the solver blackbox.
+        certificate: Of the exact solver.
+    """
+
+    solution: Solution
+    solver: str
+    rho: Tensor
+    outputs: Outputs | None = None
+    certificate: Certificate | None = None
+
+    @property
+    def filter(self) -> NDArray[np.float32]:
+        """(N, *spatial)."""
+        found: NDArray[np.float32] = self.solution.filter.detach().float().cpu().numpy()
+        return found
+
+
+@dataclass(slots=True, kw_only=True)
+class Solving:
+    """One question about one scene, ready to be solved at any size of the filter.
+
+    Attributes:
+        scene: The breakpoint on the batch.
+        asked: The question.
+        objective: Of the question, bound to what is watched.
+        target: (N,) classes, or None.
+        reference: Outputs that the objective is held against, batch first; None: the model's own.
+        filtered: The tail in torch; None: there is none to be had.
+        tried: The filters (N, *spatial) after each evaluation, where the question wants them.
+    """
+
+    scene: Scene
+    asked: Plan
+    objective: Objective
+    target: Tensor | None
+    reference: Outputs | None
+    filtered: Filtered | None
+    tried: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def space(self, rho: Tensor, nodes: tuple[int, ...] | None = None) -> Space:
+        """Where filters of those sizes (N,) live."""
+        onnx, asked = self.scene.onnx, self.asked
+        return space(
+            asked.constraint, rho, onnx.spatial, nodes=nodes, frames=self.scene.frames, device=self.scene.device
+        )
+
+    @property
+    def exact(self) -> Collapsed | None:
+        """The affine tail as a matrix, where the question has a closed form on it."""
+        if self.filtered is None or self.scene.frames or self.stages != [None]:
+            return None
+        tail = self._collapsed(self.filtered)
+        return tail if tail is not None and has_closed_form(self.objective, self.asked.constraint) else None
+
+    @property
+    def stages(self) -> list[tuple[int, ...] | None]:
+        """The grids that the filter is made of, one after the other; None: it is free in every cell."""
+        return list(parse_basis(self.asked.basis, self.scene.onnx.spatial, frames=self.scene.frames)) or [None]
+
+    def solved(self, rho: Tensor) -> Solved:
+        """The best filter of those sizes (N,).
+
+        Raises:
+            SolverError: the tail is dead there, or the loss does not respond.
+            ParityError: torch's gradient is zero where onnxruntime's output moves.
+        """
+        asked = self.asked
+        if self.filtered is not None:
+            tail = self.exact
+            if tail is not None:
+                return self._exact(tail, rho)
+            if asked.exact == "only":
+                raise self._no_closed_form()
+        self.scene.refuse_dead(self.space(rho), asked.seed)
+        if self.filtered is not None:
+            return self._by_gradient(self.filtered, rho)
+        solver = asked.solver if isinstance(asked.solver, Blackbox) else asked.fallback
+        assert isinstance(solver, Blackbox)
+        if self.scene.frames:
+            raise SolverError(
+                "One filter a frame cannot be found by forward runs alone.",
+                where=f"At {self.scene.stop.at!r}.",
+                how="Give a layout in which time is no axis of frames, or break where the tail has a gradient.",
+            )
+        rows = Rows(self.scene.onnx, self.objective, self.target, self.reference)
+        solution = solver.minimise(rows.respond, rows.loss, self.space(rho).inner, self.scene.onnx.shape)
+        return Solved(solution=solution, solver=solver.name, rho=rho)
+
+    def _collapsed(self, filtered: Filtered) -> Collapsed | None:
+        """The affine tail as a matrix, where it is asked for; the authors' loops run on the tail itself."""
+        if self.asked.exact == "no" or filtered.stop.obstacle is not None:
+            return None
+        with one_thread():
+            return self.scene.collapsed
+
+    # In closed form
+
+    def _exact(self, tail: Collapsed, rho: Tensor) -> Solved:
+        asked = self.asked
+        squares = self.objective.form == "squares"  # it needs the whole matrix, which is worth two threads
+        small = self.scene.device.type == "cpu" and not (squares and tail.size * tail.cells > _SMALL)
+        try:
+            with one_thread() if small else contextlib.nullcontext():
+                found = closed_form(tail, self.objective, asked.constraint, rho, self.target, asked.seed)
+        except SolverError:
+            self.scene.refuse_dead(self.space(rho), asked.seed)  # that reason comes first
+            raise
+        if not self._alive(tail, found.outputs):
+            self.scene.refuse_dead(self.space(rho), asked.seed)
+        return Solved(
+            solution=found.solution, solver="exact", rho=rho, outputs=found.outputs, certificate=found.certificate
+        )
+
+    def _alive(self, tail: Collapsed, outputs: Outputs) -> bool:
+        """Whether the outputs clearly moved away from those of the filter 0, in each sample.
+
+        An affine tail whose outputs at f and at 0 differ has different outputs at f and at -f, f and other filters: it
+        is not dead. The proof then shows that onnxruntime's moved too, since they are within parity's tolerance.
+        """
+        origin = tail.named(tail.origin)
+        moved = np.zeros(self.scene.onnx.samples, bool)
+        for name, value in outputs.items():
+            new, old = (v.flatten(1).cpu().numpy() for v in (value, origin[name]))
+            most = _CLEARLY * RTOL["float32"] * np.maximum(np.abs(new).max(axis=1), np.abs(old).max())
+            moved |= np.abs(new - old).max(axis=1) > most
+        return bool(moved.all())
+
+    def _no_closed_form(self) -> SolverError:
+        stop = self.scene.stop
+        where = f"Between {stop.at!r} and {', '.join(stop.cut.to)}."
+        how = "Leave the solver to choose (auto), or break nearer the output."
+        if stop.obstacle is not None:
+            node = stop.obstacle
+            what = f"The exact solver needs an affine tail; node {label(node)!r} ({node.op_type}) is not affine."
+        elif stop.integers or uses_half(self.scene.model):
+            what = "The exact solver needs float32: quantised and half-precision numbers are rounded on their way."
+        elif self.scene.collapsed is None:
+            what = "The tail is affine by its graph, but not by its numbers."
+        else:
+            made = " one filter a frame" if self.scene.frames else " a basis" if self.stages != [None] else ""
+            what = f"There is no closed form for {self.objective.name!r} with {self.asked.constraint!r}" + (
+                f" and{made}." if made else "."
+            )
+        return SolverError(what, where=where, how=how)
+
+    # By gradient
+
+    def _by_gradient(self, filtered: Filtered, rho: Tensor) -> Solved:
+        asked, scene, samples = self.asked, self.scene, self.scene.onnx.samples
+        assert not isinstance(asked.solver, Blackbox)
+        matrix = self._collapsed(filtered)
+        if matrix is not None and matrix.fits and not matrix.made:
+            _ = matrix.jacobian  # every further evaluation is a product
+        tail = matrix.outputs if matrix is not None else filtered
+        with torch.no_grad():
+            normal = self.reference or tail(torch.ones(scene.onnx.shape, device=scene.device))
+        responds = torch.zeros(samples, dtype=torch.bool, device=scene.device)
+        f: Tensor | None = None
+        solutions: list[Solution] = []
+        for nodes in self.stages:
+            within = self.space(rho, nodes)
+            loss = self._loss(tail, normal, within, responds)
+            generator = torch.Generator().manual_seed(asked.seed)
+            start = within.start(f) if isinstance(asked.solver, Lbfgs) else None
+            with_start = {"start": start} if start is not None else {}
+            found = asked.solver.minimise(loss, within.inner, within.shape, generator=generator, **with_start)
+            solutions.append(found)
+            f = within.filters(found.filter).detach()
+        assert f is not None
+        scene.refuse_unresponsive(
+            responds, self.objective, self.target, self.reference or scene.normal, self.space(rho), asked.seed
+        )
+        with torch.no_grad():
+            outputs = tail(f.to(scene.device))
+        return Solved(solution=_in_all(solutions, f), solver=asked.solver.name, rho=rho, outputs=outputs)
+
+    def _loss(
+        self,
+        tail: Callable[[Tensor, Tensor], Outputs],
+        normal: Outputs,
+        within: Space,
+        responds: Tensor,
+    ) -> LossFunction:
+        """The objective of what a solver moves; it notes which samples respond, and the filters that are tried."""
+        samples = self.scene.onnx.samples
+        every = torch.arange(samples)
+        current = within.filters(within.inner.uniform_point(within.shape)).detach().cpu() if self.asked.trace else None
+
+        def loss(w: Tensor, numbers: Tensor) -> Tensor:
+            def note(gradient: Tensor) -> None:
+                responds[numbers.to(responds.device)] |= (gradient != 0).flatten(1).any(1)
+
+            whole = len(numbers) == samples and torch.equal(numbers, every)
+            f = within.filters(w, None if whole else numbers)
+            if w.requires_grad:
+                w.register_hook(note)  # type: ignore[no-untyped-call]  # torch has not annotated it
+            if current is not None:
+                current[numbers] = f.detach().cpu().to(current.dtype)
+                self.tried.append(current.numpy().copy())
+            outputs = tail(f, numbers)
+            own, classes = normal, self.target
+            if not whole:
+                own = {k: v.index_select(0, numbers.to(v.device)) for k, v in normal.items()}
+                classes = classes[numbers.to(classes.device)] if classes is not None else None
+            return self.objective.losses(outputs, own, samples=len(f), target=classes)
+
+        return loss
+
+
+def _in_all(solutions: Sequence[Solution], f: Tensor) -> Solution:
+    """The last of several searches that went on from one another, with the evaluations of all."""
+    last = solutions[-1]
+    evaluations = torch.stack([s.evaluations for s in solutions]).sum(0)
+    return Solution(filter=f, loss=last.loss, evaluations=evaluations, stop_reason=last.stop_reason)

@@ -1,0 +1,38 @@
+"""Filters: the set that they live on, what they are made of, and how they are shown.
+
+A filter is one number per spatial cell of S1, shared by all channels, one filter per sample: a tensor (N, *spatial).
+"""
+
+from .lifts import parse_basis, sized
+from .maps import heatmap
+from .sets import (
+    CONSTRAINTS,
+    SETS,
+    ConstraintSet,
+    Free,
+    NonnegSphere,
+    Simplex,
+    Sphere,
+    constraint_set,
+    norm_of,
+    parse_radius,
+)
+from .space import Space, space
+
+__all__ = [
+    "CONSTRAINTS",
+    "SETS",
+    "ConstraintSet",
+    "Free",
+    "NonnegSphere",
+    "Simplex",
+    "Space",
+    "Sphere",
+    "constraint_set",
+    "heatmap",
+    "norm_of",
+    "parse_basis",
+    "parse_radius",
+    "sized",
+    "space",
+]

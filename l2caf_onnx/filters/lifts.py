@@ -1,0 +1,156 @@
+"""Filters made of fewer or other coordinates than their cells: a coarse basis, one filter a frame, a Gaussian.
+
+A lift takes coordinates to a filter of the right size, whatever their own size: the solver moves on a set that is
+simple (a sphere, its part f >= 0, the softmax of logits, all vectors), and the size is restored behind it, as in
+"L-BFGS on f/||f||". Each group of cells, all of them or those of a frame, has a size of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
+from torch import Tensor
+
+from l2caf_onnx.errors import InputError
+
+from .sets import column
+
+Nodes = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Coordinates are the filter's values at the nodes of a coarse grid, linearly interpolated between them.
+
+    The interpolation is that of a picture's resizing (half-pixel centres), so that values that are nowhere negative
+    stay so.
+
+    Attributes:
+        spatial: Of the filter.
+        nodes: Along each axis, at most as many as cells.
+    """
+
+    spatial: tuple[int, ...]
+    nodes: Nodes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the coordinates of a sample."""
+        return self.nodes
+
+    def values(self, w: Tensor) -> Tensor:
+        """Coordinates (k, *nodes) -> (k, *spatial), linear."""
+        for axis, (size, count) in enumerate(zip(self.spatial, self.nodes, strict=True)):
+            if count != size:
+                w = torch.tensordot(w, _stretched(count, size).to(w), dims=([axis + 1], [1])).movedim(-1, axis + 1)
+        return w
+
+    def start(self, f: Tensor) -> Tensor:
+        """Coordinates near those of the filters `f` (N, *spatial): the mean over the cells of each node."""
+        for axis, (size, count) in enumerate(zip(self.spatial, self.nodes, strict=True)):
+            if count != size:
+                weights = _stretched(count, size).T.to(f)
+                weights = weights / weights.sum(1, keepdim=True)
+                f = torch.tensordot(f, weights, dims=([axis + 1], [1])).movedim(-1, axis + 1)
+        return f
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bell:
+    """A Gaussian over the map, or over each frame of it: mean and covariance are the coordinates (Taha et al. 2020).
+
+    f(x) = exp(-||L'(x - m)||^2 / 2) for x in [-1, 1] along each axis, L lower triangular: of d axes m (d), the
+    logarithms of L's diagonal (d), and what is below it (d (d - 1) / 2). It starts in the middle, as wide as the map.
+
+    Attributes:
+        spatial: Of the filter.
+        frames: Whether each index of the first axis has a Gaussian of its own.
+    """
+
+    spatial: tuple[int, ...]
+    frames: bool = False
+
+    @property
+    def axes(self) -> int:
+        """D."""
+        return len(self.spatial) - self.frames
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the coordinates of a sample."""
+        d = self.axes
+        own = 2 * d + d * (d - 1) // 2
+        return (self.spatial[0], own) if self.frames else (own,)
+
+    def values(self, w: Tensor) -> Tensor:
+        """Coordinates (k, ..., P) -> (k, *spatial)."""
+        d = self.axes
+        lines = [torch.linspace(-1 + 1 / s, 1 - 1 / s, s, dtype=w.dtype) for s in self.spatial[self.frames :]]
+        cells = torch.stack([g.flatten() for g in torch.meshgrid(*lines, indexing="ij")], 1).to(w.device)
+        flat = w.reshape(-1, w.shape[-1])
+        lower = torch.diag_embed(flat[:, d : 2 * d].exp())
+        if d > 1:
+            below = torch.tril_indices(d, d, -1)
+            lower = lower.index_put((torch.arange(len(flat))[:, None], below[0], below[1]), flat[:, 2 * d :])
+        away = (cells[None] - flat[:, None, :d]) @ lower
+        return torch.exp(-away.square().sum(-1) / 2).reshape(len(w), *self.spatial)
+
+    def start(self, f: Tensor) -> Tensor:
+        """The middle, for any filters."""
+        return torch.zeros(len(f), *self.shape, dtype=f.dtype, device=f.device)
+
+
+Lift = Grid | Bell
+
+
+def sized(values: Tensor, rho: Tensor, *, frames: bool, total: bool) -> Tensor:
+    """Values (k, *spatial), brought to the size `rho` (k,), each frame (index of the first axis) by itself if asked.
+
+    `total`: the sum of f is rho times the cells; else the norm is rho times their root.
+    """
+    axes = tuple(range(1 + frames, values.ndim))
+    cells = math.prod(values.shape[a] for a in axes)
+    if total:
+        size, wanted = values.sum(axes, keepdim=True), rho * cells
+    else:
+        size, wanted = torch.linalg.vector_norm(values, dim=axes, keepdim=True), rho * math.sqrt(cells)
+    return values * (column(wanted.to(values), values.ndim) / size.clamp_min(torch.finfo(values.dtype).tiny))
+
+
+def parse_basis(basis: str | int | None, spatial: Sequence[int], *, frames: bool = False) -> tuple[Nodes, ...]:
+    """The grids that a filter is to be made of, one after the other; () where it is free in every cell.
+
+    Args:
+        basis: Nodes along each axis: 7, "7x7", or several, coarse to fine: "4>7>14"; None, "full": free in every cell.
+        spatial: Of the filter; an axis that is shorter keeps its cells.
+        frames: Whether the first axis counts frames, which a basis leaves as they are.
+
+    Raises:
+        InputError: neither of them.
+    """
+    if basis is None or basis == "full":
+        return ()
+    own = tuple(spatial[frames:])
+    stages = []
+    for part in str(basis).split(">"):
+        match = re.fullmatch(r"\s*(\d+(?:x\d+)*)\s*", part)
+        counts = tuple(int(n) for n in match.group(1).split("x")) if match else ()
+        counts = counts * len(own) if len(counts) == 1 else counts
+        if len(counts) != len(own) or min(counts) < 2:
+            raise InputError(
+                f"The basis {basis!r} cannot be used.",
+                where=f"The filter has the cells {'x'.join(map(str, spatial))}.",
+                how='Give nodes along each axis, from 2: 7, "7x7", or "4>7>14" for coarse to fine.',
+            )
+        stages.append((*spatial[:frames], *(min(n, s) for n, s in zip(counts, own, strict=True))))
+    return tuple(stages)
+
+
+def _stretched(count: int, size: int) -> Tensor:
+    """(size, count): linear interpolation of `count` nodes to `size` cells, half-pixel centres."""
+    return F.interpolate(torch.eye(count, dtype=torch.float64)[None], size=size, mode="linear")[0].T

@@ -1,0 +1,114 @@
+"""Objectives about one class, on its scores z = FT before the softmax."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
+from torch import Tensor
+
+from l2caf_onnx.errors import InputError
+
+from .objective import Objective, Outputs, class_scores
+
+STRONGEST = 5
+"""Other classes that `contrast` sets the target against."""
+
+
+def _others_and_minus_target(filtered: Outputs, normal: Outputs, samples: int, target: Tensor | None) -> Tensor:
+    """Sum_j s_j FT_j with s = -1 for the target and +1 for every other class."""
+    scores = class_scores(filtered, samples=samples)
+    return scores.sum(1) - 2 * score_of(target, scores)
+
+
+def _minus_target(filtered: Outputs, normal: Outputs, samples: int, target: Tensor | None) -> Tensor:
+    """-FT_target."""
+    return -score_of(target, class_scores(filtered, samples=samples))
+
+
+def _strongest_others_and_minus_target(
+    filtered: Outputs, normal: Outputs, samples: int, target: Tensor | None
+) -> Tensor:
+    """Mean of the strongest others, as the unfiltered model ranks them, minus the target."""
+    scores, before = class_scores(filtered, samples=samples), class_scores(normal, samples=samples)
+    own = score_of(target, scores)
+    if scores.shape[1] == 1:
+        return -own
+    assert target is not None
+    wanted = target.to(scores.device, torch.int64)[:, None]
+    strongest = before.scatter(1, wanted, -torch.inf).topk(min(STRONGEST, scores.shape[1] - 1), dim=1).indices
+    return scores.gather(1, strongest).mean(1) - own
+
+
+def _minus_log_softmax(filtered: Outputs, normal: Outputs, samples: int, target: Tensor | None) -> Tensor:
+    """-log softmax(FT)_target; of a single score, -log sigmoid."""
+    scores = class_scores(filtered, samples=samples)
+    own = score_of(target, scores)
+    return torch.logsumexp(scores, 1) - own if scores.shape[1] > 1 else F.softplus(-own)
+
+
+def _minus_probability(filtered: Outputs, normal: Outputs, samples: int, target: Tensor | None) -> Tensor:
+    """-softmax(FT)_target; of a single score, -sigmoid."""
+    return -torch.exp(-_minus_log_softmax(filtered, normal, samples, target))
+
+
+TARGET = Objective(
+    name="target",
+    formula="-z_t",
+    source="the class score of Grad-CAM (Selvaraju et al. 2017, equation 1)",
+    class_specific=True,
+    form="score",
+    _losses=_minus_target,
+)
+
+CONTRAST = Objective(
+    name="contrast",
+    formula=f"mean of the {STRONGEST} largest other z of the unfiltered model, minus z_t",
+    source="contrastive explanation (Prabhushankar et al., Contrastive explanations in neural networks, ICIP 2020)",
+    class_specific=True,
+    form="linear",
+    _losses=_strongest_others_and_minus_target,
+)
+
+LOG_SOFTMAX = Objective(
+    name="log-softmax",
+    formula="-log softmax(z)_t (of a single score -log sigmoid(z))",
+    source="cross-entropy, what classifiers are trained on",
+    class_specific=True,
+    _losses=_minus_log_softmax,
+)
+
+PROBABILITY = Objective(
+    name="probability",
+    formula="-softmax(z)_t (of a single score -sigmoid(z))",
+    source="the score of RISE (Petsiuk et al. 2018, section 3.1)",
+    class_specific=True,
+    _losses=_minus_probability,
+)
+
+PAPER_CLASS = Objective(
+    name="paper-class",
+    formula="sum_j s_j z_j, s = -1 for the target, +1 for the others",
+    source="Taha et al. 2020, equation 2, as in their code",
+    class_specific=True,
+    form="linear",
+    _losses=_others_and_minus_target,
+)
+
+
+def score_of(target: Tensor | None, scores: Tensor) -> Tensor:
+    """The score of each sample's target, (N,), from `scores` (N, K)."""
+    samples, classes = scores.shape
+    if target is None:
+        raise InputError("A class objective needs a target class.", how=f"Give `target`, from 0 to {classes - 1}.")
+    if target.shape != (samples,) or target.is_floating_point():
+        raise InputError(
+            f"The target of shape {tuple(target.shape)} and type {target.dtype} cannot be used.",
+            how=f"Give {samples} class indices, one for each sample.",
+        )
+    outside = [k for k in target.tolist() if not 0 <= k < classes]
+    if outside:
+        raise InputError(
+            f"Target {outside} is out of range: there are {classes} classes.",
+            how=f"Give indices from 0 to {classes - 1}.",
+        )
+    return scores.gather(1, target.to(scores.device, torch.int64)[:, None])[:, 0]

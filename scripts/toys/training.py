@@ -1,0 +1,165 @@
+"""How the toys are trained: fresh scenes at every step, AdamW, one cycle of the learning rate.
+
+What the last map finds outside of the digits costs, so that what a network saw is where its digit is: pooling alone
+lets it note a digit in a cell beside it.
+
+Held-out scenes choose nothing here; they are only counted at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torchvision.ops
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import nets, scenes, scores
+from .scenes import Clip, Scene
+
+TEMPERATURE = 0.1
+Arrays = tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A toy: how it is made, taught and judged.
+
+    `draw` gives scenes to train on, `loss` takes them with the network's outputs, `score` judges outputs on
+    `held_out(count, seed)`.
+    """
+
+    make: Callable[[], nets.Seeing]
+    draw: Callable[[int, np.random.Generator], Sequence[Scene | Clip]]
+    loss: Callable[[tuple[Tensor, ...], Sequence[Scene | Clip]], Tensor]
+    held_out: Callable[[int, int], Sequence[Scene | Clip]]
+    score: Callable[[Arrays, Sequence[Scene | Clip]], float]
+    outputs: tuple[str, ...]
+    steps: int
+    batch: int = 64
+    rate: float = 4e-3
+    calm: float = 0.5  # how much is paid for a last map that is not 0 outside of the digits
+    input: str = "image"
+    dynamic: bool = True  # whether the .onnx takes any batch, or one sample
+    keeps_norms: bool = False  # whether batch norms stay nodes of their own in the .onnx
+
+
+def train(plan: Plan, seed: int) -> nets.Seeing:
+    """The trained network, ready to run."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([0, seed])
+    net = plan.make().train()
+    optimiser = torch.optim.AdamW(net.parameters(), plan.rate, weight_decay=0.01)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, plan.rate, total_steps=plan.steps, pct_start=0.15)
+    start = time.perf_counter()
+    losses: list[float] = []
+    for step in range(1, plan.steps + 1):
+        batch = plan.draw(plan.batch, rng)
+        seen = net.see(torch.from_numpy(stacked(batch)))
+        loss = plan.loss(net.read(seen), batch)
+        if plan.calm:
+            loss = loss + plan.calm * straying(seen, batch)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        cycle.step()
+        losses.append(loss.item())
+        if step % 100 == 0:
+            spent = time.perf_counter() - start
+            print(f"  step {step} of {plan.steps}: loss {np.mean(losses[-100:]):.4f}, {spent:.0f} s", flush=True)
+    return net.eval()
+
+
+def stacked(shown: Sequence[Scene | Clip]) -> NDArray[np.float32]:
+    """(N, 1, H, W), or (N, T, 1, H, W) of clips."""
+    return np.stack([s.clip if isinstance(s, Clip) else s.image for s in shown])
+
+
+def straying(seen: Tensor, shown: Sequence[Scene | Clip]) -> Tensor:
+    """Share of the last map that lies in cells whose centre is in no digit's box, mean over scenes and frames."""
+    frames = [f for s in shown for f in (s.frames if isinstance(s, Clip) else (s,))]
+    high, wide = seen.shape[2:]
+    outside = np.ones((len(frames), high, wide), np.float32)
+    for cells, frame in zip(outside, frames, strict=True):
+        y, x = ((np.arange(n) + 0.5) * len(frame.canvas) / n for n in (high, wide))
+        for box in frame.boxes:
+            cells[np.ix_((y >= box.y0) & (y < box.y1), (x >= box.x0) & (x < box.x1))] = 0
+    mass = seen.sum(1)
+    return ((mass * torch.from_numpy(outside)).sum((1, 2)) / (mass.sum((1, 2)) + 1e-6)).mean()
+
+
+def present(outputs: tuple[Tensor, ...], shown: Sequence[Scene | Clip]) -> Tensor:
+    """Cross-entropy against the classes present, each as likely as the other, however many digits it has."""
+    targets = torch.zeros(len(shown), nets.CLASSES)
+    for row, scene in zip(targets, shown, strict=True):
+        labels = list(scene.labels)
+        row[labels] = 1 / len(labels)
+    return functional.cross_entropy(outputs[0], targets)
+
+
+def contrastive(outputs: tuple[Tensor, ...], shown: Sequence[Scene | Clip]) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, eq. 2): same classes near, all others far."""
+    labels = torch.tensor([s.label for s in shown])
+    itself = torch.eye(len(labels), dtype=torch.bool)
+    likeness = (outputs[0] @ outputs[0].T / TEMPERATURE).masked_fill(itself, -torch.inf)
+    chosen = likeness.log_softmax(1).masked_fill(itself, 0)
+    same = (labels[:, None] == labels) & ~itself
+    return -((chosen * same).sum(1) / same.sum(1).clamp(min=1)).mean()
+
+
+def detection(outputs: tuple[Tensor, ...], shown: Sequence[Scene | Clip]) -> Tensor:
+    """Focal loss of the scores, generalised IoU of the boxes. The cell of a digit's centre answers for it.
+
+    What other cells within the box say of its class is left open: they see the digit too.
+    """
+    boxes, logits = outputs
+    targets, counted = torch.zeros_like(logits), torch.ones_like(logits)
+    centres = nets.cell_centres()
+    rows, cells, wanted = [], [], []
+    for row, scene in enumerate(shown):
+        for box in (d.box for d in scene.digits):
+            inside = (centres >= torch.tensor(box[1:3])).all(1) & (centres < torch.tensor(box[3:])).all(1)
+            counted[row, inside, box.label] = 0
+            cell = (box.y0 + box.y1) // 2 // nets.PATCH * 8 + (box.x0 + box.x1) // 2 // nets.PATCH
+            rows.append(row)
+            cells.append(cell)
+            wanted.append(box)
+    labels = [b.label for b in wanted]
+    targets[rows, cells, labels] = 1
+    counted[rows, cells, labels] = 1
+    focal = torchvision.ops.sigmoid_focal_loss(logits, targets, alpha=-1, gamma=1.5)
+    true = torch.tensor([b[1:] for b in wanted], dtype=torch.float32)
+    apart = torchvision.ops.generalized_box_iou_loss(boxes[rows, cells], true, reduction="mean")
+    return (focal * counted).sum() / len(wanted) + apart  # type: ignore[no-any-return]
+
+
+PLANS = {
+    "cnn": Plan(
+        make=nets.Classifier, draw=partial(scenes.training, "cnn"), held_out=partial(scenes.held_out, "cnn"),
+        loss=present, score=scores.classes_right, outputs=("logits",), steps=1200, keeps_norms=True,
+    ),
+    "vit": Plan(
+        make=nets.Vit, draw=partial(scenes.training, "vit"), held_out=partial(scenes.held_out, "vit"),
+        loss=present, score=scores.classes_right, outputs=("logits",), steps=3000, rate=1.5e-3, calm=0,
+    ),
+    "embedding": Plan(
+        make=nets.Embedder, draw=partial(scenes.training, "embedding"), held_out=partial(scenes.held_out, "embedding"),
+        loss=contrastive, score=scores.recall_at_1, outputs=("embedding",), steps=1200, calm=2.0,
+    ),
+    "recurrent": Plan(
+        make=nets.Recurrent, draw=scenes.training_clips, held_out=scenes.held_out_clips,
+        loss=contrastive, score=scores.recall_at_1, outputs=("embedding",), steps=1100, batch=48, input="clip",
+        dynamic=False,
+    ),
+    "detector": Plan(
+        make=nets.Detector, draw=partial(scenes.training, "detector"), held_out=partial(scenes.held_out, "detector"),
+        loss=detection, score=scores.detection_f1, outputs=("boxes", "scores"), steps=1200,
+    ),
+}  # fmt: skip
