@@ -27,10 +27,12 @@ ACCURACY = 0.95  # what a toy must reach on held-out scenes
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*PLANS, []], metavar="NAME", help=f"of {', '.join(PLANS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PLANS)}")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     parser.add_argument("--into", type=Path, default=ROOT / "models", metavar="DIR", help="default: models/")
     asked = parser.parse_args()
+    if unknown := set(asked.names) - set(PLANS):
+        parser.error(f"no toy is called {', '.join(sorted(unknown))}; there are {', '.join(PLANS)}")
     torch.set_num_threads(asked.threads)
     poor = []
     for name in asked.names or PLANS:

@@ -131,6 +131,8 @@ def evaluate(
         alone=set(),
     )
     parts = [(g, half) for g in played for half in _halves(g, choosing, reporting)]
+    for game, half in parts:
+        game.refuse(contest, half)
     rows: list[Row] = []
     chosen: list[Row] = []
     for k, (game, half) in enumerate(parts):

@@ -30,6 +30,14 @@ class Game(Protocol):
         """Its settings, JSON-ready."""
         ...
 
+    def refuse(self, contest: Contest, data: Data) -> None:
+        """Before any game is played: what can be told at once of data and model that do not suit.
+
+        Raises:
+            InputError: they do not.
+        """
+        ...
+
     def play(self, contest: Contest, data: Data, tell: Tell) -> tuple[Row, ...]:
         """The scores of every contender at every breakpoint on `data`.
 

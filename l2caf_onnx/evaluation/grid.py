@@ -90,12 +90,21 @@ class Grid:
         """What the record says of it."""
         return asdict(self)
 
+    def refuse(self, contest: Contest, data: Data) -> None:
+        """Raises InputError: the samples are not pictures."""
+        if any(data.only_picture(k) is None for k in range(len(data))):
+            raise InputError(
+                "The grid game is played with photos, one for each sample.",
+                where=f"Model {contest.model.name!r}, data {data.names[0]!r}, ...",
+                how="Give folders of photos, and a model whose only input is a picture.",
+            )
+
     def play(self, contest: Contest, data: Data, tell: Tell) -> tuple[Row, ...]:
         """The energy and the top share in the right cell, and whether the maximum is there."""
         photos = recognised(contest, data, self.threshold, lambda what, part: tell(what, part * _READING))
         boards = deal(photos, self.count, self.targets_per_grid, np.random.default_rng(contest.seed))
         found = data.only_picture(0)
-        assert found is not None  # `recognised` has refused what is no picture
+        assert found is not None  # `refuse` has refused what is no picture
         tensor, _, settings = found
         size = settings.crop or (_UNKNOWN_SIDE, _UNKNOWN_SIDE)
         channels = (tensor.shape or ())[settings.layout.index("C")]
@@ -118,14 +127,8 @@ def recognised(contest: Contest, data: Data, threshold: float, tell: Tell) -> tu
     """The photos whose likeliest class has at least that probability.
 
     Raises:
-        InputError: the samples are not pictures, or fewer than four classes are among them.
+        InputError: fewer than four classes are among them.
     """
-    if any(data.only_picture(k) is None for k in range(len(data))):
-        raise InputError(
-            "The grid game is played with photos, one for each sample.",
-            where=f"Model {contest.model.name!r}, data {data.names[0]!r}, ...",
-            how="Give folders of photos, and a model whose only input is a picture.",
-        )
     own, photos = classifier(contest), []
     for numbers, _, feeds in data.batches(8):
         for number, row in zip(numbers, own.probabilities(feeds), strict=True):

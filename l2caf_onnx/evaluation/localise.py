@@ -64,6 +64,15 @@ class Boxes:
         """What the record says of it."""
         return {"annotated": len(self.annotations), "tolerance": self.tolerance}
 
+    def refuse(self, contest: Contest, data: Data) -> None:
+        """Raises InputError: no sample is annotated, or a label is no class."""
+        known = [boxes_of(self.annotations, _file(data, k)) for k in range(len(data))]
+        if not any(known):
+            raise _nothing_seen(data, self.annotations)
+        if contest.target is None and contest.class_specific:
+            for label in {label for marked in known for label, _ in marked}:
+                class_of(label, self.classes)
+
     def play(self, contest: Contest, data: Data, tell: Tell) -> tuple[Row, ...]:
         """Energy, top share and maximum in the boxes of a class; MaxBoxAccV2; Top-1 Loc where there are classes."""
         rows: list[Row] = []
@@ -109,18 +118,14 @@ class Boxes:
                         curves.append(curve)
             tell(data.names[numbers[-1]], (numbers[-1] + 1) / len(data))
         if not rows:
-            raise InputError(
-                "No sample has a box in what the model sees of it.",
-                where=f"{len(data)} samples, {len(self.annotations)} annotated files.",
-                how="The annotations must name the pictures' files.",
-            )
+            raise _nothing_seen(data, self.annotations)
         if bare:
             contest.note(f"{bare} of {len(data)} samples have no box in what the model sees of them: left out.")
         return _at_best_thresholds(rows, np.array(curves))
 
     def _asked(self, contest: Contest, data: Data, number: int, sample: Sample) -> list[Asked]:
         frame, found = _frame(data, number, sample), data.picture(number)
-        marked = boxes_of(self.annotations, sample.name if found is None else str(found[1]))
+        marked = boxes_of(self.annotations, _file(data, number))
         size = None if found is None or not marked else read_image(found[1]).size
         by_class: dict[tuple[str, int | None], list[Box]] = {}
         for label, box in marked:
@@ -133,6 +138,20 @@ class Boxes:
                 key = ("", contest.target if isinstance(contest.target, int) else None)
             by_class.setdefault(key, []).append(inside)
         return [Asked(number, label, target, tuple(own)) for (label, target), own in by_class.items()]
+
+
+def _file(data: Data, number: int) -> str:
+    """What annotations call a sample."""
+    found = data.picture(number)
+    return data.names[number] if found is None else str(found[1])
+
+
+def _nothing_seen(data: Data, annotations: Mapping[str, Sequence[Marked]]) -> InputError:
+    return InputError(
+        "No sample has a box in what the model sees of it.",
+        where=f"{len(data)} samples, {len(annotations)} annotated files.",
+        how="The annotations must name the pictures' files.",
+    )
 
 
 def _first_classes(contest: Contest, feeds: dict[str, NDArray[Any]]) -> list[int] | None:

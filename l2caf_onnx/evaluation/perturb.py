@@ -56,14 +56,17 @@ class Perturb:
         """What the record says of it."""
         return asdict(self)
 
-    def play(self, contest: Contest, data: Data, tell: Tell) -> tuple[Row, ...]:
-        """The areas, their difference, drop and increase."""
+    def refuse(self, contest: Contest, data: Data) -> None:
+        """Raises InputError: the outputs are no class scores."""
         if not contest.class_specific:
             raise InputError(
                 "Insertion and deletion need the probability of a class.",
                 where=f"Model {contest.model.name!r}.",
                 how="Name by `to` the output that holds class scores.",
             )
+
+    def play(self, contest: Contest, data: Data, tell: Tell) -> tuple[Row, ...]:
+        """The areas, their difference, drop and increase."""
         judge = classifier(contest)
         rows: list[Row] = []
         for numbers, read, feeds in data.batches(contest.size(data.read(0).feeds)):

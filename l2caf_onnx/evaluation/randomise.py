@@ -6,6 +6,7 @@ layer down to S1, and the map of the same class is made again. What the two have
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,8 +35,8 @@ class Randomise:
     """The game's settings.
 
     The score is Spearman's rank correlation of the map with that of the randomised model: of all layers behind S1
-    ("rank_correlation"), and of the top one alone ("rank_correlation_top"). A map that becomes blank has nothing in common
-    with what it was; where it was blank before, there is nothing to tell, and no score.
+    ("rank_correlation"), and of the top one alone ("rank_correlation_top"). A map that becomes blank has nothing in
+    common with what it was; where it was blank before, there is nothing to tell, and no score.
 
     Attributes:
         count: Randomisations, each with a seed of its own.
@@ -54,6 +55,13 @@ class Randomise:
     def describe(self) -> dict[str, Any]:
         """What the record says of it."""
         return asdict(self)
+
+    def refuse(self, contest: Contest, data: Data) -> None:
+        """Raises InputError: no breakpoint has weights behind it."""
+        if not any(weight_layers(contest.model, at, contest.to) for at in contest.at):
+            raise InputError(
+                "No breakpoint has stored weights behind it.", how="Break earlier, or leave this game out."
+            )
 
     def play(self, contest: Contest, data: Data, tell: Tell) -> tuple[Row, ...]:
         """The rank correlations of every sample, method and randomisation."""
@@ -89,9 +97,8 @@ class Randomise:
                             failed=not own.any() or not after["rank_correlation"].any(),
                         )
                     )
+                gc.collect()  # a converted tail holds cycles, and its weights would wait for the collector's turn
                 tell(f"randomisation {turn + 1} at {at}", (place * self.count + turn + 1) / turns)
-        if not rows:
-            raise InputError("No breakpoint has stored weights behind it.", how="Break earlier.")
         return tuple(rows)
 
 

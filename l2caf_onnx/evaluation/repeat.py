@@ -52,6 +52,9 @@ class Repeat:
         """What the record says of it."""
         return asdict(self)
 
+    def refuse(self, contest: Contest, data: Data) -> None:
+        """It suits all."""
+
     def play(self, contest: Contest, data: Data, tell: Tell) -> tuple[Row, ...]:
         """The cosines of every sample and method."""
         rows: list[Row] = []
