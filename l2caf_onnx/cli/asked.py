@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from l2caf_onnx.errors import InputError, TensorNotFoundError
 
@@ -83,3 +83,14 @@ def preprocess_stated(model: Model, path: Path) -> str | Mapping[str, object] | 
         return None  # a file of that name that is not ours says nothing
     found = stated[0] if stated and isinstance(stated[0], (str, dict)) else None
     return None if isinstance(found, dict) and "signal" in found else found  # audio and text come as arrays
+
+
+def reference_feeds(text: str, model: Model, preprocess: str | Mapping[str, object] | None) -> Mapping[str, Any]:
+    """`--reference`: the feeds of one other input, read as INPUT is."""
+    from l2caf_onnx.graph.layout import layouts
+    from l2caf_onnx.inputs import find_samples
+
+    found = find_samples([text], model.inputs, layouts(model), preprocess)
+    if len(found) != 1:
+        raise InputError(f"--reference names {len(found)} inputs.", where=f"{text!r}.", how="Name one.")
+    return found[0].read().feeds

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from l2caf_onnx.errors import InputError
+
 from .output import MANIFEST, digest, staged, unused, versions
 from .printing import print_json, print_table, progress, remark
+from .results import ANIMATIONS
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from l2caf_onnx.graph.model import Model
     from l2caf_onnx.inputs import Sample
     from l2caf_onnx.records import Attention
@@ -71,16 +72,48 @@ def attend(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="outputs, target or paper-class. Default: target with --target, else outputs.",
+            help="outputs, cosine, similarity, value, target, contrast, log-softmax, probability, paper-class, or "
+            "FILE.py:FUNCTION. Default: by the other options.",
             show_default=False,
         ),
     ] = None,
     constraint: Annotated[
-        str | None, typer.Option(metavar="NAME", help="l2 (default), l2-nonneg or softmax.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="l2, l2-nonneg, softmax or gaussian.", show_default=False)
     ] = None,
     radius: Annotated[
         str | None,
-        typer.Option(metavar="unit|RHO", help="Norm of the filter / sqrt(cells). Default: 0.5.", show_default=False),
+        typer.Option(metavar="unit|auto|RHO", help="Norm of the filter / sqrt(cells).", show_default=False),
+    ] = None,
+    basis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NODES",
+            help="Fewer nodes than cells, interpolated: 7, 7x7, coarse to fine 4>7>14, or full.",
+            show_default=False,
+        ),
+    ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TERM",
+            help='What of S2 is watched: "boxes[0, 12, 4]", "0.5 * scores[:, :, 7].max()"; may repeat.',
+            show_default=False,
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="INPUT", help="Another input: why does INPUT match it?", show_default=False),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="l2caf, or on the same cut gradcam, hirescam, gradcam++, scorecam, eigencam, reciprocam, rise, ...",
+        ),
+    ] = "l2caf",
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="gif|webp", help="Animate the filter while it is being found.", show_default=False),
     ] = None,
     solver: Annotated[str, typer.Option(metavar="NAME", help="auto, exact, lbfgs, sgd, adam or blackbox.")] = "auto",
     preset: Annotated[
@@ -132,7 +165,8 @@ def attend(
     from l2caf_onnx.inputs import find_samples
     from l2caf_onnx.records import save_manifest
 
-    from .asked import breakpoints_named, class_names, preprocess_stated, ranks_or_class
+    from .asked import breakpoints_named, class_names, preprocess_stated, ranks_or_class, reference_feeds
+    from .results import write
 
     loaded = load(model)
     names = breakpoints_named(loaded, at)
@@ -144,6 +178,9 @@ def attend(
         "objective": objective,
         "constraint": constraint,
         "radius": radius,
+        "basis": basis,
+        "select": select or None,
+        "method": method,
         "solver": solver,
         "preset": preset,
         "layout": layout,
@@ -152,6 +189,9 @@ def attend(
         "providers": providers.split(",") if providers else None,
         "seed": seed,
     }
+    if trace is not None and trace not in ANIMATIONS:
+        raise InputError(f"There is no animation {trace!r}.", where="--trace.", how="Choose gif or webp.")
+    other = reference_feeds(reference, loaded, stated) if reference is not None else None
     wanted = ranks_or_class(target)
     folder = output if output is not None else unused("l2caf-out")
     size = 0
@@ -166,15 +206,16 @@ def attend(
                     continue
                 for group in _groups(waiting):
                     kind = proof or ("model" if first else "tail")
-                    for sample, found in _explained(loaded, group, names, wanted, {**options, "proof": kind}):
-                        rows.append(_write(stage, sample, found, classes))
+                    asked = {**options, "reference": other, "proof": kind, "trace": bool(trace)}
+                    for sample, found in _explained(loaded, group, names, wanted, asked):
+                        rows.append(write(stage, sample, found, classes, trace=trace))
                     steps.advance(group[-1].name, len(group))
                     first = False
                 waiting = []
         manifest = {
             "command": "attend",
             "model": {"name": model.name, "sha256": digest(model)},
-            "settings": {"at": names, "target": target, "preprocess": stated, **options},
+            "settings": {"at": names, "target": target, "preprocess": stated, "reference": reference, **options},
             "results": rows,
             "versions": versions(),
         }
@@ -190,7 +231,9 @@ def attend(
         raise typer.Exit(1)
 
 
-_OF_QUERY = ("to", "objective", "constraint", "radius", "solver", "preset", "layout")
+_OF_QUERY = (
+    "to", "objective", "constraint", "radius", "basis", "select", "reference", "method", "solver", "preset", "layout",
+)  # fmt: skip
 
 
 def _findings(row: dict[str, Any]) -> list[str]:
@@ -240,57 +283,6 @@ def _explained(
     for attention in attend_many(model, feeds, queries, batch_size=len(samples), **rest):
         found += zip(samples, split(attention, len(samples)), strict=True)
     return found
-
-
-def _write(folder: Path, sample: Sample, found: Attention, classes: dict[int, str]) -> dict[str, Any]:
-    """The picture and the arrays of one result, and its row of the manifest."""
-    from l2caf_onnx.records import save_arrays
-    from l2caf_onnx.render.names import file_stem
-    from l2caf_onnx.render.overlay import save_png
-    from l2caf_onnx.render.picture import picture
-
-    target = found.target[0] if found.target else None
-    named = classes.get(target, f"class {target}") if target is not None else None
-    stem = file_stem(f"{Path(sample.name).stem} {found.at} {'' if target is None else target}", length=90)
-    if (folder / f"{stem}.png").exists():  # two inputs of one name
-        stem = file_stem(f"{sample.name} {found.at} {target}", length=90)
-    heatmap = found.heatmap[0]
-    kept = f"{found.constraint} at rho {found.radius[0]:.3g}"
-    asked = f"{found.objective}, {kept}, {found.solver}, loss {found.loss[0]:.5g}"
-    drawn = picture(
-        heatmap,
-        title=f"{named or ', '.join(found.to)} at {found.at}",
-        subtitle=f"{asked}; proof {'ok' if found.proof.ok else 'FAILED'}",
-        cells=found.filter.shape[1:],
-        image=sample.image,
-        volume=_volume(sample, heatmap.shape),
-    )
-    save_png(drawn, folder / f"{stem}.png")
-    save_arrays(folder / f"{stem}.npz", {"filter": found.filter[0], "heatmap": heatmap})
-    row = found.describe()
-    return {
-        "input": sample.name,
-        **row,
-        "target": target,
-        "class": named,
-        "loss": row["loss"][0],
-        "evaluations": row["evaluations"][0],
-        "radius": row["radius"][0],
-        "stop_reason": row["stop_reason"][0],
-        "files": [f"{stem}.png", f"{stem}.npz"],
-    }
-
-
-def _volume(sample: Sample, shape: tuple[int, ...]) -> NDArray[Any] | None:
-    """What the model saw at the cells of a map over a volume: the mean of the channels of an input that has them."""
-    import numpy as np
-
-    for array in sample.feeds.values():
-        if len(shape) == 3 and array.ndim == 5 and array.shape[0] == 1 and array.dtype.kind in "fiu":
-            for channel, own in ((1, array.shape[2:]), (4, array.shape[1:4])):
-                if own == shape:
-                    return np.asarray(array.mean(channel, dtype=np.float64)[0])
-    return None
 
 
 def _print(rows: list[dict[str, Any]], folder: Path) -> None:

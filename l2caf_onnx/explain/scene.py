@@ -177,6 +177,8 @@ class Scene:
     def picture_size(self) -> tuple[int, ...]:
         """The spatial size of the input that the model saw; the filter's own where no input has as many axes."""
         stop, spatial = self.stop, self.onnx.spatial
+        if self.frames:
+            return self._clip_size() or spatial
         own, found = letters_in(stop.layout), stop.axes
         tokens = {own[a] for a in found.spatial} & {"T", "S"} if found.grid is None and len(spatial) > 1 else set()
         for info in self.model.inputs:
@@ -187,6 +189,16 @@ class Scene:
             if len(places) == len(spatial) and info.name in stop.reached_from:
                 return tuple(self.pieces[0][info.name].shape[a] for a in places)
         return spatial
+
+    def _clip_size(self) -> tuple[int, ...] | None:
+        """(T, H, W) of the clip that the model saw; its frames may stand on an axis that was taken for another."""
+        for info in self.model.inputs:
+            letters, shape = self.stop.layouts.get(info.name, ""), self.pieces[0][info.name].shape
+            if info.name in self.stop.reached_from and {"H", "W"} <= set(letters):
+                picture = [letters.index(letter) for letter in "HW"]
+                if any(shape[a] == self.onnx.spatial[0] for a in range(len(shape)) if a not in picture):
+                    return (self.onnx.spatial[0], *(shape[a] for a in picture))
+        return None
 
     def whole(self, values: NDArray[np.float32], level: runtime.Level) -> Arrays:
         """What the whole filtered model gives in onnxruntime, under the names of S2."""

@@ -160,7 +160,7 @@ PLANS = {
     ),
     "vit": Plan(
         make=nets.Vit, draw=partial(scenes.training, "vit"), held_out=partial(scenes.held_out, "vit"),
-        loss=present, placed=telling, score=scores.classes_right, outputs=("logits",), steps=2400, rate=1.5e-3,
+        loss=present, placed=telling, score=scores.classes_right, outputs=("logits",), steps=1800, rate=1.5e-3,
         weight=1.0,
     ),
     "embedding": Plan(
