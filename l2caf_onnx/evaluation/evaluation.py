@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,8 @@ def evaluate(
     rows: list[Row] = []
     chosen: list[Row] = []
     for k, (game, half) in enumerate(parts):
+        if half is not reporting and isinstance(game, Grid) and game.choosing is not None:
+            game = replace(game, count=game.choosing)
         found = game.play(contest, half, _share(tell, k, len(parts)))
         (rows if half is reporting else chosen).extend(found)
     exponents = best_exponents(chosen)

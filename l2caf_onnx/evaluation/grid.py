@@ -70,11 +70,13 @@ class Grid:
 
     Attributes:
         count: Grids.
+        choosing: Grids of the choosing half; None: as many.
         targets_per_grid: Cells asked about in each, 1 to 4.
         threshold: The least probability of its class at which a photo, whole, is taken.
     """
 
     count: int = 100
+    choosing: int | None = None
     targets_per_grid: int = 1
     threshold: float = 0.3
 
@@ -83,7 +85,12 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Raises InputError: a setting out of range."""
-        if not (self.count >= 1 and 1 <= self.targets_per_grid <= _CELLS and 0 <= self.threshold <= 1):
+        if not (
+            self.count >= 1
+            and (self.choosing is None or self.choosing >= 1)
+            and 1 <= self.targets_per_grid <= _CELLS
+            and 0 <= self.threshold <= 1
+        ):
             raise InputError(f"The grid game cannot be played with {self}.", how="Ask for a grid at least.")
 
     def describe(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from l2caf_onnx.agreement import RTOL
 from l2caf_onnx.errors import SolverError
-from l2caf_onnx.filters import Space, parse_basis, space
+from l2caf_onnx.filters import Basis, Space, averaged, parse_basis, space
 from l2caf_onnx.graph.half import uses_half
 from l2caf_onnx.graph.nodes import label
 from l2caf_onnx.objectives import Objective
@@ -23,7 +23,7 @@ from l2caf_onnx.solvers import Blackbox, Lbfgs, LossFunction, Solution
 from .closed_form import closed_form, has_closed_form
 from .collapsed import Collapsed
 from .filtered import Filtered, Outputs
-from .query import Plan
+from .query import AUTO, MEASURED_BASIS, Plan
 from .rows import Rows
 from .scene import Scene
 from .threads import one_thread
@@ -79,25 +79,33 @@ class Solving:
     filtered: Filtered | None
     tried: list[NDArray[np.float32]] = field(default_factory=list)
 
-    def space(self, rho: Tensor, nodes: tuple[int, ...] | None = None) -> Space:
+    def space(self, rho: Tensor, basis: Basis = None) -> Space:
         """Where filters of those sizes (N,) live."""
         onnx, asked = self.scene.onnx, self.asked
         return space(
-            asked.constraint, rho, onnx.spatial, nodes=nodes, frames=self.scene.frames, device=self.scene.device
+            asked.constraint, rho, onnx.spatial, basis=basis, frames=self.scene.frames, device=self.scene.device
         )
 
     @property
     def exact(self) -> Collapsed | None:
         """The affine tail as a matrix, where the question has a closed form on it."""
-        if self.filtered is None or self.scene.frames or self.stages != [None]:
+        if self.filtered is None or self.scene.frames or not self.free:
             return None
         tail = self._collapsed(self.filtered)
         return tail if tail is not None and has_closed_form(self.objective, self.asked.constraint) else None
 
     @property
-    def stages(self) -> list[tuple[int, ...] | None]:
-        """The grids that the filter is made of, one after the other; None: it is free in every cell."""
-        return list(parse_basis(self.asked.basis, self.scene.onnx.spatial, frames=self.scene.frames)) or [None]
+    def chains(self) -> tuple[tuple[Basis, ...], ...]:
+        """What the filter is made of, see `parse_basis`."""
+        spatial, basis = self.scene.onnx.spatial, self.asked.basis
+        if basis == AUTO:
+            basis = MEASURED_BASIS if len(spatial) - self.scene.frames == 2 else None
+        return parse_basis(basis, spatial, frames=self.scene.frames)
+
+    @property
+    def free(self) -> bool:
+        """Whether a filter that is free in every cell may be the answer: always, if the basis was left open."""
+        return self.asked.basis == AUTO or self.chains == ((None,),)
 
     def solved(self, rho: Tensor) -> Solved:
         """The best filter of those sizes (N,).
@@ -179,7 +187,7 @@ class Solving:
         elif self.scene.collapsed is None:
             what = "The tail is affine by its graph, but not by its numbers."
         else:
-            made = " one filter a frame" if self.scene.frames else " a basis" if self.stages != [None] else ""
+            made = " one filter a frame" if self.scene.frames else " a basis" if not self.free else ""
             what = f"There is no closed form for {self.objective.name!r} with {self.asked.constraint!r}" + (
                 f" and{made}." if made else "."
             )
@@ -197,24 +205,31 @@ class Solving:
         with torch.no_grad():
             normal = self.reference or tail(torch.ones(scene.onnx.shape, device=scene.device))
         responds = torch.zeros(samples, dtype=torch.bool, device=scene.device)
-        f: Tensor | None = None
         solutions: list[Solution] = []
-        for nodes in self.stages:
-            within = self.space(rho, nodes)
-            loss = self._loss(tail, normal, within, responds)
-            generator = torch.Generator().manual_seed(asked.seed)
-            start = within.start(f) if isinstance(asked.solver, Lbfgs) else None
-            with_start = {"start": start} if start is not None else {}
-            found = asked.solver.minimise(loss, within.inner, within.shape, generator=generator, **with_start)
-            solutions.append(found)
-            f = within.filters(found.filter).detach()
-        assert f is not None
+        ends: list[Tensor] = []
+        for chain in self.chains:
+            f: Tensor | None = None
+            for basis in chain:
+                within = self.space(rho, basis)
+                loss = self._loss(tail, normal, within, responds)
+                generator = torch.Generator().manual_seed(asked.seed)
+                start = within.start(f) if isinstance(asked.solver, Lbfgs) else None
+                with_start = {"start": start} if start is not None else {}
+                solutions.append(
+                    asked.solver.minimise(loss, within.inner, within.shape, generator=generator, **with_start)
+                )
+                f = within.filters(solutions[-1].filter).detach()
+            assert f is not None
+            ends.append(f)
+        f = averaged(ends, rho, frames=scene.frames, constraint=asked.constraint)
         scene.refuse_unresponsive(
             responds, self.objective, self.target, self.reference or scene.normal, self.space(rho), asked.seed
         )
         with torch.no_grad():
             outputs = tail(f.to(scene.device))
-        return Solved(solution=_in_all(solutions, f), solver=asked.solver.name, rho=rho, outputs=outputs)
+            reached = self.objective.losses(outputs, normal, samples=samples, target=self.target)
+        solution = _in_all(solutions, f, reached if len(ends) > 1 else None, str(asked.basis))
+        return Solved(solution=solution, solver=asked.solver.name, rho=rho, outputs=outputs)
 
     def _loss(
         self,
@@ -249,8 +264,14 @@ class Solving:
         return loss
 
 
-def _in_all(solutions: Sequence[Solution], f: Tensor) -> Solution:
-    """The last of several searches that went on from one another, with the evaluations of all."""
+def _in_all(solutions: Sequence[Solution], f: Tensor, averaged: Tensor | None, basis: str) -> Solution:
+    """Several searches as one: the last of those that went on from one another, or the average with its losses."""
     last = solutions[-1]
     evaluations = torch.stack([s.evaluations for s in solutions]).sum(0)
-    return Solution(filter=f, loss=last.loss, evaluations=evaluations, stop_reason=last.stop_reason)
+    if averaged is None:
+        return Solution(filter=f, loss=last.loss, evaluations=evaluations, stop_reason=last.stop_reason)
+    basis = MEASURED_BASIS if basis == AUTO else basis
+    reasons = tuple(
+        f"The average of the filters found on the bases {basis}; of the last: {r}" for r in last.stop_reason
+    )
+    return Solution(filter=f, loss=averaged, evaluations=evaluations + 1, stop_reason=reasons)

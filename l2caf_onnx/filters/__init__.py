@@ -3,7 +3,7 @@
 A filter is one number per spatial cell of S1, shared by all channels, one filter per sample: a tensor (N, *spatial).
 """
 
-from .lifts import parse_basis, sized
+from .lifts import Basis, averaged, parse_basis, sized
 from .maps import heatmap
 from .sets import (
     CONSTRAINTS,
@@ -22,12 +22,14 @@ from .space import Space, space
 __all__ = [
     "CONSTRAINTS",
     "SETS",
+    "Basis",
     "ConstraintSet",
     "Free",
     "NonnegSphere",
     "Simplex",
     "Space",
     "Sphere",
+    "averaged",
     "constraint_set",
     "heatmap",
     "norm_of",

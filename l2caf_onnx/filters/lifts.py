@@ -21,6 +21,11 @@ from l2caf_onnx.errors import InputError
 from .sets import column
 
 Nodes = tuple[int, ...]
+Basis = Nodes | float | None
+"""Nodes of a grid, the blur of a smooth filter as a part of each side, or nothing: free in every cell."""
+
+SIGMA = 0.1
+_FLOOR = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,39 @@ class Grid:
                 weights = _stretched(count, size).T.to(f)
                 weights = weights / weights.sum(1, keepdim=True)
                 f = torch.tensordot(f, weights, dims=([axis + 1], [1])).movedim(-1, axis + 1)
+        return f
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smooth:
+    """Coordinates, one a cell, are blurred by a Gaussian: a filter that is smooth, and tied to no grid of nodes.
+
+    Values that are nowhere negative stay so, and constant ones constant.
+
+    Attributes:
+        spatial: Of the filter.
+        sigma: The Gaussian's, as a part of each axis.
+        frames: Whether the first axis counts frames, which are not blurred into one another.
+    """
+
+    spatial: tuple[int, ...]
+    sigma: float
+    frames: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the coordinates of a sample."""
+        return self.spatial
+
+    def values(self, w: Tensor) -> Tensor:
+        """Coordinates (k, *spatial) -> (k, *spatial), linear."""
+        for axis in range(self.frames, len(self.spatial)):
+            blur = _blurred(self.spatial[axis], self.sigma).to(w)
+            w = torch.tensordot(w, blur, dims=([axis + 1], [1])).movedim(-1, axis + 1)
+        return w
+
+    def start(self, f: Tensor) -> Tensor:
+        """The filters themselves."""
         return f
 
 
@@ -105,7 +143,7 @@ class Bell:
         return torch.zeros(len(f), *self.shape, dtype=f.dtype, device=f.device)
 
 
-Lift = Grid | Bell
+Lift = Grid | Smooth | Bell
 
 
 def sized(values: Tensor, rho: Tensor, *, frames: bool, total: bool) -> Tensor:
@@ -122,33 +160,77 @@ def sized(values: Tensor, rho: Tensor, *, frames: bool, total: bool) -> Tensor:
     return values * (column(wanted.to(values), values.ndim) / size.clamp_min(torch.finfo(values.dtype).tiny))
 
 
-def parse_basis(basis: str | int | None, spatial: Sequence[int], *, frames: bool = False) -> tuple[Nodes, ...]:
-    """The grids that a filter is to be made of, one after the other; () where it is free in every cell.
+def parse_basis(
+    basis: str | int | None, spatial: Sequence[int], *, frames: bool = False
+) -> tuple[tuple[Basis, ...], ...]:
+    """What a filter is to be made of: chains of bases, each basis starting where the one before it ended.
 
     Args:
-        basis: Nodes along each axis: 7, "7x7", or several, coarse to fine: "4>7>14"; None, "full": free in every cell.
+        basis: "smooth", blurred by a Gaussian of a tenth of each side, "smooth:0.05" of another part; nodes along each
+            axis: 7, "7x7"; coarse to fine: "4>7>full"; several of these, whose filters are averaged: "4+smooth"; None,
+            "full": free in every cell.
         spatial: Of the filter; an axis that is shorter keeps its cells.
         frames: Whether the first axis counts frames, which a basis leaves as they are.
 
     Raises:
-        InputError: neither of them.
+        InputError: none of them.
     """
-    if basis is None or basis == "full":
-        return ()
+    chains = str(basis if basis is not None else "full").split("+")
+    return tuple(tuple(_stage(part, basis, spatial, frames) for part in chain.split(">")) for chain in chains)
+
+
+def _stage(part: str, basis: str | int | None, spatial: Sequence[int], frames: bool) -> Basis:
     own = tuple(spatial[frames:])
-    stages = []
-    for part in str(basis).split(">"):
-        match = re.fullmatch(r"\s*(\d+(?:x\d+)*)\s*", part)
-        counts = tuple(int(n) for n in match.group(1).split("x")) if match else ()
-        counts = counts * len(own) if len(counts) == 1 else counts
-        if len(counts) != len(own) or min(counts) < 2:
-            raise InputError(
-                f"The basis {basis!r} cannot be used.",
-                where=f"The filter has the cells {'x'.join(map(str, spatial))}.",
-                how='Give nodes along each axis, from 2: 7, "7x7", or "4>7>14" for coarse to fine.',
-            )
-        stages.append((*spatial[:frames], *(min(n, s) for n, s in zip(counts, own, strict=True))))
-    return tuple(stages)
+    name, _, number = part.strip().partition(":")
+    if name == "full" and not number:
+        return None
+    if name == "smooth":
+        return _sigma(number or str(SIGMA), part)
+    match = re.fullmatch(r"\s*(\d+(?:x\d+)*)\s*", part)
+    counts = tuple(int(n) for n in match.group(1).split("x")) if match else ()
+    counts = counts * len(own) if len(counts) == 1 else counts
+    if len(counts) != len(own) or min(counts) < 2:
+        raise InputError(
+            f"The basis {basis!r} cannot be used.",
+            where=f"The filter has the cells {'x'.join(map(str, spatial))}.",
+            how='Give "smooth", nodes along each axis, from 2, as 7 or "7x7", "4>7>full" for coarse to fine, or '
+            '"4+smooth" for the average of two.',
+        )
+    return (*spatial[:frames], *(min(n, s) for n, s in zip(counts, own, strict=True)))
+
+
+def averaged(filters: Sequence[Tensor], rho: Tensor, *, frames: bool, constraint: str) -> Tensor:
+    """One filter (N, *spatial) of several of the same size: what they agree on.
+
+    The geometric mean, to each of which 5% of the uniform value is added so that one alone cannot veto a cell; of
+    filters with signs the arithmetic mean.
+    """
+    if len(filters) == 1:
+        return filters[0]
+    stacked = torch.stack(list(filters))
+    if constraint == "l2":
+        mean = stacked.mean(0)
+    else:
+        floor = _FLOOR * column(rho.to(stacked), stacked.ndim - 1)
+        mean = torch.exp(torch.log(stacked.clamp_min(0) + floor).mean(0))
+    return sized(mean, rho, frames=frames, total=constraint == "softmax")
+
+
+def _sigma(text: str, part: str) -> float:
+    try:
+        sigma = float(text)
+    except ValueError:
+        sigma = math.nan
+    if not 0 < sigma <= 1:
+        raise InputError(f"The basis {part!r} cannot be used.", how='Give a part of the side: "smooth:0.1".')
+    return sigma
+
+
+def _blurred(size: int, sigma: float) -> Tensor:
+    """(size, size): a Gaussian about each cell, its weights adding up to 1."""
+    cells = torch.arange(size, dtype=torch.float64)
+    weights = torch.exp(-((cells[:, None] - cells) / (sigma * size)).square() / 2)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _stretched(count: int, size: int) -> Tensor:

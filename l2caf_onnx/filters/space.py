@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .lifts import Bell, Grid, Lift, Nodes, sized
+from .lifts import Basis, Bell, Grid, Lift, Smooth, sized
 from .sets import ConstraintSet, constraint_set, norm_of
 
 
@@ -72,7 +72,7 @@ def space(
     rho: Tensor,
     spatial: Sequence[int],
     *,
-    nodes: Nodes | None = None,
+    basis: Basis = None,
     frames: bool = False,
     device: torch.device | str = "cpu",
 ) -> Space:
@@ -82,7 +82,7 @@ def space(
         constraint: Its name.
         rho: (N,).
         spatial: Of a filter.
-        nodes: Of the grid that it is made of; None: free in every cell.
+        basis: What it is made of; None: free in every cell.
         frames: Whether the first axis counts frames, each with its own size.
         device: Where filters are made.
 
@@ -93,8 +93,10 @@ def space(
     lift: Lift | None = None
     if constraint == "gaussian":
         lift = Bell(spatial=cells, frames=frames)
-    elif frames or (nodes is not None and nodes != cells):
-        lift = Grid(spatial=cells, nodes=nodes or cells)
+    elif isinstance(basis, float):
+        lift = Smooth(spatial=cells, sigma=basis, frames=frames)
+    elif frames or (basis is not None and basis != cells):
+        lift = Grid(spatial=cells, nodes=basis or cells)
     inner = "free" if constraint == "gaussian" else constraint
     count = int(torch.tensor(cells).prod())
     norm: float | Tensor = 1.0

@@ -10,7 +10,7 @@ from l2caf_onnx.errors import InputError
 
 from .objective import Objective, Outputs, class_scores
 
-STRONGEST = 5
+STRONGEST = 20
 """Other classes that `contrast` sets the target against."""
 
 

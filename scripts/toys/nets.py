@@ -53,12 +53,8 @@ class Seeing(nn.Module):
     """A network in two steps, so that training has a word in what lies between them, the last map."""
 
     def see(self, given: Tensor) -> Tensor:
-        """The last map (N, C, h, w), nowhere negative, or the last tokens that are read (N, T, C)."""
+        """The last map (N, C, h, w), nowhere negative, or the last tokens (N, T, C)."""
         raise NotImplementedError
-
-    def place(self, seen: Tensor) -> Tensor:
-        """What training judges the place of, by default what was seen."""
-        return seen
 
     def read(self, seen: Tensor) -> tuple[Tensor, ...]:
         """The outputs."""
@@ -206,16 +202,11 @@ class Vit(Seeing):
         self.layer3, self.layer4 = Layer(width, heads), Layer(width, heads)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, CLASSES)
-        self.tell = nn.Linear(width, CLASSES + 1)  # of a patch: its digit, or none; trained with, not exported
 
     def see(self, given: Tensor) -> Tensor:
         x = self.patches(given)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
-        return self.layer3(self.layer2(self.layer1(x)))  # type: ignore[no-any-return]
-
-    def place(self, seen: Tensor) -> Tensor:
-        """What each patch's token says of it: logits (N, 64, 11), the last for none."""
-        return self.tell(seen[:, 1:])  # type: ignore[no-any-return]
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[no-any-return]
 
     def read(self, seen: Tensor) -> tuple[Tensor, ...]:
-        return (self.head(self.norm(self.layer4(seen))[:, 0]),)
+        return (self.head(self.norm(seen)[:, 0]),)

@@ -1,7 +1,7 @@
 """How the toys are trained: fresh scenes at every step, AdamW, one cycle of the learning rate.
 
 What the last map finds outside of the digits costs, so that what a network saw is where its digit is: pooling alone
-lets it note a digit in a cell beside it. A ViT's tokens must each tell what their patch shows.
+lets it note a digit in a cell beside it.
 
 Held-out scenes choose nothing here; they are only counted at the end.
 """
@@ -32,20 +32,19 @@ class Plan:
     """A toy: how it is made, taught and judged.
 
     `draw` gives scenes to train on, `loss` takes them with the network's outputs, `score` judges outputs on
-    `held_out(count, seed)`. `placed` is the second loss, of where things are seen.
+    `held_out(count, seed)`.
     """
 
     make: Callable[[], nets.Seeing]
     draw: Callable[[int, np.random.Generator], Sequence[Scene | Clip]]
     loss: Callable[[tuple[Tensor, ...], Sequence[Scene | Clip]], Tensor]
-    placed: Callable[[Tensor, Sequence[Scene | Clip]], Tensor]
     held_out: Callable[[int, int], Sequence[Scene | Clip]]
     score: Callable[[Arrays, Sequence[Scene | Clip]], float]
     outputs: tuple[str, ...]
     steps: int
     batch: int = 64
     rate: float = 4e-3
-    weight: float = 0.5  # of `placed`
+    calm: float = 0.5  # how much is paid for a last map that is not 0 outside of the digits
     input: str = "image"
     dynamic: bool = True  # whether the .onnx takes any batch, or one sample
     keeps_norms: bool = False  # whether batch norms stay nodes of their own in the .onnx
@@ -64,7 +63,8 @@ def train(plan: Plan, seed: int) -> nets.Seeing:
         batch = plan.draw(plan.batch, rng)
         seen = net.see(torch.from_numpy(stacked(batch)))
         loss = plan.loss(net.read(seen), batch)
-        loss = loss + plan.weight * plan.placed(net.place(seen), batch)
+        if plan.calm:
+            loss = loss + plan.calm * straying(seen, batch)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -83,29 +83,16 @@ def stacked(shown: Sequence[Scene | Clip]) -> NDArray[np.float32]:
 
 
 def straying(seen: Tensor, shown: Sequence[Scene | Clip]) -> Tensor:
-    """Share of the last map (N, C, h, w) that lies in no digit's box, mean over scenes and frames."""
-    outside = torch.from_numpy(labels_of_cells(shown, seen.shape[2], seen.shape[3]) == nets.CLASSES)
-    mass = seen.sum(1)
-    return ((mass * outside).sum((1, 2)) / (mass.sum((1, 2)) + 1e-6)).mean()
-
-
-def telling(said: Tensor, shown: Sequence[Scene | Clip]) -> Tensor:
-    """Cross-entropy of what each token (N, 64, 11) says its patch shows; most patches show no digit and count less."""
-    labels = torch.from_numpy(labels_of_cells(shown, 8, 8)).flatten()
-    weights = torch.ones(nets.CLASSES + 1)
-    weights[-1] = 0.3
-    return functional.cross_entropy(said.flatten(0, 1), labels, weights)
-
-
-def labels_of_cells(shown: Sequence[Scene | Clip], high: int, wide: int) -> NDArray[np.int64]:
-    """The class of the digit in whose box a cell's centre lies, or 10, (scenes or all frames, high, wide)."""
+    """Share of the last map that lies in cells whose centre is in no digit's box, mean over scenes and frames."""
     frames = [f for s in shown for f in (s.frames if isinstance(s, Clip) else (s,))]
-    labels = np.full((len(frames), high, wide), nets.CLASSES, np.int64)
-    for cells, frame in zip(labels, frames, strict=True):
+    high, wide = seen.shape[2:]
+    outside = np.ones((len(frames), high, wide), np.float32)
+    for cells, frame in zip(outside, frames, strict=True):
         y, x = ((np.arange(n) + 0.5) * len(frame.canvas) / n for n in (high, wide))
         for box in frame.boxes:
-            cells[np.ix_((y >= box.y0) & (y < box.y1), (x >= box.x0) & (x < box.x1))] = box.label
-    return labels
+            cells[np.ix_((y >= box.y0) & (y < box.y1), (x >= box.x0) & (x < box.x1))] = 0
+    mass = seen.sum(1)
+    return ((mass * torch.from_numpy(outside)).sum((1, 2)) / (mass.sum((1, 2)) + 1e-6)).mean()
 
 
 def present(outputs: tuple[Tensor, ...], shown: Sequence[Scene | Clip]) -> Tensor:
@@ -156,24 +143,23 @@ def detection(outputs: tuple[Tensor, ...], shown: Sequence[Scene | Clip]) -> Ten
 PLANS = {
     "cnn": Plan(
         make=nets.Classifier, draw=partial(scenes.training, "cnn"), held_out=partial(scenes.held_out, "cnn"),
-        loss=present, placed=straying, score=scores.classes_right, outputs=("logits",), steps=1200, keeps_norms=True,
+        loss=present, score=scores.classes_right, outputs=("logits",), steps=1200, keeps_norms=True,
     ),
     "vit": Plan(
         make=nets.Vit, draw=partial(scenes.training, "vit"), held_out=partial(scenes.held_out, "vit"),
-        loss=present, placed=telling, score=scores.classes_right, outputs=("logits",), steps=1800, rate=1.5e-3,
-        weight=1.0,
+        loss=present, score=scores.classes_right, outputs=("logits",), steps=3000, rate=1.5e-3, calm=0,
     ),
     "embedding": Plan(
         make=nets.Embedder, draw=partial(scenes.training, "embedding"), held_out=partial(scenes.held_out, "embedding"),
-        loss=contrastive, placed=straying, score=scores.recall_at_1, outputs=("embedding",), steps=1200, weight=2.0,
+        loss=contrastive, score=scores.recall_at_1, outputs=("embedding",), steps=1200, calm=2.0,
     ),
     "recurrent": Plan(
         make=nets.Recurrent, draw=scenes.training_clips, held_out=scenes.held_out_clips,
-        loss=contrastive, placed=straying, score=scores.recall_at_1, outputs=("embedding",), steps=1100, batch=48,
-        input="clip", dynamic=False,
+        loss=contrastive, score=scores.recall_at_1, outputs=("embedding",), steps=1100, batch=48, input="clip",
+        dynamic=False,
     ),
     "detector": Plan(
         make=nets.Detector, draw=partial(scenes.training, "detector"), held_out=partial(scenes.held_out, "detector"),
-        loss=detection, placed=straying, score=scores.detection_f1, outputs=("boxes", "scores"), steps=1200,
+        loss=detection, score=scores.detection_f1, outputs=("boxes", "scores"), steps=1200,
     ),
 }  # fmt: skip
