@@ -81,12 +81,12 @@ class TestGrid:
     def test_a_method_without_a_map_scores_as_chance_and_is_counted(self, tmp_path: Path) -> None:
         found = caf.evaluate(
             text(THRESHOLD), photos(tmp_path / "p"), at="relu", games=[Grid(count=5)], preprocess="unit",
-            methods=["unit", "l2caf:radius=2"],
+            methods=["unit", "l2caf:radius=2,basis=full"],
         )  # fmt: skip
         dead = found.find("grid", "relu", "unit", "energy")
         assert (dead.mean, dead.failed) == (0.25, 5)
         assert found.find("grid", "relu", "unit", "top_share").mean == pytest.approx(0.25)
-        alive = found.find("grid", "relu", "l2caf:radius=2", "energy")
+        alive = found.find("grid", "relu", "l2caf:radius=2,basis=full", "energy")
         assert alive.mean > 0.9
         assert alive.failed == 0
         assert any("unit has no map" in note for note in found.notes)

@@ -107,7 +107,9 @@ def test_all_that_is_committed_is_tried() -> None:
     files = sorted(MODELS.glob("small-*.onnx"))
     assert {p.stem for p in files} == set(ZOO)
     listed = tomllib.loads((MODELS / "manifest.toml").read_text(encoding="utf-8"))["committed"]
-    assert sorted(name for entry in listed for name in entry["files"]) == [p.name for p in files]
+    assert sorted(name for entry in listed for name in entry["files"] if name.startswith("small-")) == [
+        p.name for p in files
+    ]
     for path in files:
         assert path.stat().st_size < 1_000_000
         data = path.read_bytes()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
 
@@ -81,11 +80,12 @@ def _moving(sample: Sample, found: Attention, trace: str | None) -> list[Image.I
     """The filter while it was being found, where that is asked for; else a clip's attention; None: nothing moves."""
     import numpy as np
 
+    from l2caf_onnx.filters import traced
     from l2caf_onnx.render.animation import animation
 
     heatmap = found.heatmap[0]
     if trace is not None and found.trace is not None and found.filter.ndim == 3:
-        maps = _shown(found)
+        maps = traced(found.trace[:, 0], found.heatmap.shape[1:])
         under = [sample.image] * len(maps) if sample.image is not None else None
         return animation(
             maps, [f"{found.at}: evaluation {k + 1} of {len(maps)}" for k in range(len(maps))], under=under
@@ -103,16 +103,3 @@ def _moving(sample: Sample, found: Attention, trace: str | None) -> list[Image.I
             heatmap, [f"{found.at}: frame {k + 1} of {len(heatmap)}" for k in range(len(heatmap))], under=seen
         )
     return None
-
-
-def _shown(found: Attention) -> NDArray[np.float32]:
-    """The filters that were tried, each as a map (K, H, W) of its own."""
-    import numpy as np
-    import torch
-
-    from l2caf_onnx.filters import heatmap
-
-    assert found.trace is not None
-    maps, _ = heatmap(torch.from_numpy(found.trace[:, 0]), found.heatmap.shape[1:], absolute=False)
-    shown: NDArray[np.float32] = maps.numpy().astype(np.float32)
-    return shown

@@ -4,7 +4,7 @@ A filter is one number per spatial cell of S1, shared by all channels, one filte
 """
 
 from .lifts import Basis, averaged, parse_basis, sized
-from .maps import heatmap
+from .maps import heatmap, traced
 from .sets import (
     CONSTRAINTS,
     SETS,
@@ -37,4 +37,5 @@ __all__ = [
     "parse_radius",
     "sized",
     "space",
+    "traced",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
+from numpy.typing import NDArray
 from torch import Tensor
 
 from l2caf_onnx.errors import InputError
@@ -42,6 +44,13 @@ def heatmap(filter: Tensor, size: tuple[int, ...], *, absolute: bool) -> tuple[T
     flat = flat | (high - low <= _FLAT * high)
     span = torch.where(flat, torch.inf, high - low)
     return (shown - column(low, shown.ndim)).div_(column(span, shown.ndim)), flat.tolist()
+
+
+def traced(filters: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
+    """The maps (K, *size) of filters (K, *spatial) that a solver tried, each for itself."""
+    maps, _ = heatmap(torch.from_numpy(filters), size, absolute=False)
+    shown: NDArray[np.float32] = maps.numpy().astype(np.float32)
+    return shown
 
 
 def _is_flat(maps: Tensor) -> Tensor:
