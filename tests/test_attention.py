@@ -144,7 +144,7 @@ def test_tokens_of_a_grid_are_a_picture(
     at: str, layout: str, options: dict[str, Any], filter: tuple[int, ...], heatmap: tuple[int, ...]
 ) -> None:
     model, feeds = weighted(VIT), picture(2, 3, 8, 8)
-    a = caf.attend(model, feeds, at=at, target=1, proof="model", **options)
+    a = caf.attend(model, feeds, at=at, target=1, objective="target", proof="model", **options)
     assert (a.layout, a.filter.shape, a.heatmap.shape) == (layout, (2, *filter), (2, *heatmap))
     assert a.proof.ok
     assert a.parity is not None

@@ -126,8 +126,9 @@ def test_the_real_model_is_explained_as_well_as_by_gradient(
     """EfficientNet-Lite0's 7x7, before and after its activation, all outputs and one class: 95% of the gain."""
     for at in ("/_conv_head/Conv_output_0", "/_swish_1/Clip_output_0"):
         for target in (None, "top1"):
-            best = caf.attend(efficientnet, chelsea, at=at, target=target)
-            found = caf.attend(efficientnet, chelsea, at=at, target=target, solver="blackbox")
+            asked: dict[str, Any] = {"target": target, "objective": "target" if target else "outputs"}
+            best = caf.attend(efficientnet, chelsea, at=at, **asked)
+            found = caf.attend(efficientnet, chelsea, at=at, **asked, solver="blackbox")
             start = uniform_loss(efficientnet, chelsea, best)
             assert start - found.loss[0] >= 0.95 * (start - best.loss[0])
             a, b = found.filter.ravel(), best.filter.ravel()

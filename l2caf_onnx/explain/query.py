@@ -130,9 +130,10 @@ def plan(
 ) -> Plan:
     """Fill in what the user left open; what is given wins over the preset, and that over the defaults.
 
-    Where no objective is named either, the defaults are what measured best (README, "Maps that tell the truth"): f >=
-    0, the radius "auto", and of a class its contrast with the strongest others, the filter made on two bases ("auto")
-    where the tail has no closed form. A named objective stands on the paper's sphere, at rho 0.5, free in every cell.
+    Where neither objective, constraint, radius nor solver is named, the defaults are what measured best (README, "Maps
+    that tell the truth"): f >= 0, the radius "auto", and of a class its contrast with the strongest others, the filter
+    made on two bases ("auto") where the tail has no closed form. If any of them is named, what is left open is the
+    paper's sphere, rho 0.5, the target's own score, free in every cell.
 
     `preset="paper"`: the paper's class-specific or class-oblivious loss, norm 1, the authors' SGD loop, |f| drawn.
 
@@ -145,11 +146,12 @@ def plan(
         raise InputError(f"There is no proof {proof!r}.", how=f"Choose one of {', '.join(PROOFS)}.")
     paper = preset == "paper"
     classes = _classes(target)
-    measured = objective is None and not paper  # nothing was said of how to ask: what measured best
+    left_open = objective is None and constraint is None and radius is None and solver == "auto" and not paper
+    measured = left_open and method == OURS  # nothing was said of how to ask: what measured best
     if objective is None:
         objective = _usual_objective(classes is not None, select is not None, reference is not None, paper)
-        if classes is not None and method != OURS:
-            objective = "target"  # the score of their papers
+        if classes is not None and measured:
+            objective = "contrast"
     if callable(objective):
         chosen = objectives.wrapped(objective, getattr(objective, "__name__", "function"))
     else:
@@ -170,7 +172,7 @@ def plan(
             else f"The objective {chosen.name!r} compares with no other input.",
             how="Give `reference` (--reference) with the objective 'similarity'.",
         )
-    if basis is None and measured and constraint is None and chosen.class_specific:
+    if basis is None and measured and chosen.class_specific:
         basis = AUTO
     constraint = constraint or ("l2-nonneg" if measured else "l2")
     if constraint not in CONSTRAINTS:
@@ -219,7 +221,7 @@ def plan(
 
 def _usual_objective(classes: bool, select: bool, reference: bool, paper: bool) -> str:
     if classes:
-        return "paper-class" if paper else "contrast"
+        return "paper-class" if paper else "target"
     return "similarity" if reference else "value" if select else "outputs"
 
 
