@@ -168,7 +168,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("proof", ["tail", "model"])
 def test_without_a_converter_the_answer_says_so(proof: str) -> None:
     model, feeds = weighted(NO_CONVERTER), {"x": normal(2, 3, 6, 6)}
-    found = caf.attend(model, feeds, at="s", proof=proof)
+    found = caf.attend(model, feeds, at="s", proof=proof, constraint="l2")
     assert (found.solver, found.converter, found.parity, found.proof.ok) == ("blackbox", "", None, True)
     assert any("forward runs" in n and "Relu" not in n for n in found.notes)
     for n in range(2):
