@@ -6,6 +6,7 @@ are equal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,16 +80,24 @@ def _difference(name: str, y: NDArray[Any], z: NDArray[Any], *, half: bool) -> _
         )
         return _Difference(name, largest, float(unequal.mean()), at, 0.0, not unequal.any())
     a, b = y.astype(np.float64), z.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(a - b)
+    place = int(apart.argmax())
+    if math.isfinite(largest := float(apart.flat[place])):  # there is no NaN and no infinity, for argmax finds NaN first
+        return _judged(name, _position(place, y.shape), largest, float(np.abs(a).max()), rtol)
     finite = np.isfinite(a)
     special = ~finite & ~((np.isnan(a) & np.isnan(b)) | (a == b)) | (finite & ~np.isfinite(b))
     if special.any():
         at = _position(int(np.argmax(special)), y.shape)
         finding = f"{name!r} at {at}: {b[at]} in torch, {a[at]} in onnxruntime."
         return _Difference(name, np.inf, np.inf, at, rtol, False, finding)
-    d = np.where(finite, np.abs(np.where(finite, a, 0.0) - np.where(finite, b, 0.0)), 0.0)
+    d = np.where(finite, apart, 0.0)
     at = _position(int(np.argmax(d)), y.shape)
     scale = float(np.abs(a[finite]).max()) if finite.any() else 0.0
-    largest = float(d[at])
+    return _judged(name, at, float(d[at]), scale, rtol)
+
+
+def _judged(name: str, at: tuple[int, ...], largest: float, scale: float, rtol: float) -> _Difference:
     relative = largest / scale if scale > 0 else (0.0 if largest == 0 else np.inf)
     return _Difference(name, largest, relative, at, rtol, relative <= rtol)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,7 @@ from l2caf_onnx.solvers import Solution, exact
 from .collapsed import Collapsed, Vectors
 from .filtered import Outputs
 
-_LINEAR = ("score", "linear")
-_FORMS = {"l2": (*_LINEAR, "squares"), "l2-nonneg": (*_LINEAR, "squares"), "softmax": _LINEAR}
+_FORMS = {"l2": ("linear", "squares"), "l2-nonneg": ("linear", "squares"), "softmax": ("linear",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,23 +50,20 @@ def closed_form(
         SolverError: the outputs asked about do not depend on the filter.
         InputError: see `Objective.losses`.
     """
-    radii = [norm_of(float(r), tail.cells) for r in rho]
+    radii = [norm_of(r, tail.cells) for r in rho.tolist()]
     with torch.no_grad():
-        normal = (
-            tail.outputs(torch.ones(tail.onnx.shape, device=tail.origin.device)) if objective.form != "score" else {}
-        )
-    if objective.form in _LINEAR:
-        answers = _linear(tail, objective, constraint, radii, target, normal)
-        passes = 1
-    else:
-        answers = _least_squares(tail, constraint, radii, seed)
-        passes = tail.passes
-    shape = tail.onnx.shape
-    filters = torch.from_numpy(np.stack([a.filter for a in answers]).astype(np.float32).reshape(shape))
-    with torch.no_grad():
-        filters = filters.to(tail.origin.device)
+        linear = _linear(tail, objective, target) if objective.form == "linear" else None
+        if linear is not None:
+            answers, passes = _of_linear(linear, constraint, radii, tail.cells), 1
+        else:
+            answers, passes = _least_squares(tail, constraint, radii, seed), tail.passes
+        found = answers[0].filter if len(answers) == 1 else np.stack([a.filter for a in answers])
+        filters = torch.from_numpy(found.astype(np.float32).reshape(tail.onnx.shape)).to(tail.origin.device)
         outputs = tail.outputs(filters)
-        losses = objective.losses(outputs, normal, samples=tail.samples, target=target)
+        if linear is not None and linear.loss is not None:
+            losses = linear.loss(outputs)
+        else:
+            losses = objective.losses(outputs, tail.normal, samples=tail.samples, target=target)
     kinds = tuple(a.kind for a in answers)
     return Closed(
         solution=Solution(
@@ -86,32 +83,51 @@ def closed_form(
     )
 
 
-def _linear(
-    tail: Collapsed,
-    objective: Objective,
-    constraint: str,
-    radii: Sequence[float],
-    target: Tensor | None,
-    normal: Outputs,
-) -> list[exact.Answer]:
-    """Loss(f) = offset + g . f with g = J' dL/dz."""
-    if objective.form == "score":
-        origin = tail.named(tail.origin)
-        offsets = objective.losses(origin, origin, samples=tail.samples, target=target).double().cpu().numpy()
-        assert target is not None
-        gradients = -tail.row(target).double().cpu().numpy()
-    else:
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """Loss(f) = offset + slope . f of each sample.
+
+    Attributes:
+        slopes: (N, cells).
+        offsets: (N,).
+        loss: The losses (N,) of outputs, where that is quicker than by the objective; None: it is not.
+    """
+
+    slopes: Vectors
+    offsets: Vectors
+    loss: Callable[[Outputs], Tensor] | None = None
+
+
+def _linear(tail: Collapsed, objective: Objective, target: Tensor | None) -> _Linear:
+    """The loss on the collapsed tail: slope = J' dL/dz."""
+    if not objective.sums_few or tail.classes is None:
         with torch.enable_grad():
             z = tail.origin.detach().clone().requires_grad_(True)
-            losses = objective.losses(tail.named(z), normal, samples=tail.samples, target=target)
+            losses = objective.losses(tail.named(z), tail.normal, samples=tail.samples, target=target)
             (weights,) = torch.autograd.grad(losses.sum(), z)
-        gradients = tail.gradient(weights).double().cpu().numpy()
-        offsets = losses.detach().double().cpu().numpy()
+        return _Linear(_host(tail.gradient(weights)), _host(losses.detach()))
+    scores = tail.row_of(tail.normal) if objective.ranks else None
+    places, shares = objective.terms(scores, tail.classes, target)
+    return _Linear(
+        slopes=_host(tail.combined(places, shares)),
+        offsets=_host((tail.origin.gather(1, places) * shares).sum(1)),
+        loss=lambda outputs: (tail.row_of(outputs).gather(1, places) * shares).sum(1),
+    )
+
+
+def _host(values: Tensor) -> Vectors:
+    found: Vectors = values.double().cpu().numpy()
+    return found
+
+
+def _of_linear(linear: _Linear, constraint: str, radii: Sequence[float], cells: int) -> list[exact.Answer]:
+    """The minimiser of each sample."""
+    rows = zip(linear.slopes, radii, linear.offsets.tolist(), strict=True)
     if constraint == "softmax":
-        root = float(np.sqrt(tail.cells))
-        return [exact.linear_softmax(g, r * root, o) for g, r, o in zip(gradients, radii, offsets, strict=True)]
+        root = math.sqrt(cells)
+        return [exact.linear_softmax(g, r * root, o) for g, r, o in rows]
     solve = exact.linear_on_sphere if constraint == "l2" else exact.linear_nonneg
-    return [solve(g, r, o) for g, r, o in zip(gradients, radii, offsets, strict=True)]
+    return [solve(g, r, o) for g, r, o in rows]
 
 
 def _least_squares(tail: Collapsed, constraint: str, radii: Sequence[float], seed: int) -> list[exact.Answer]:

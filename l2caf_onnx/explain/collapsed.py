@@ -65,7 +65,7 @@ class Collapsed:
             self.origin = self._rest.bias[None].expand(self.samples, -1)
         else:
             with torch.no_grad():
-                self.origin = self._row(filtered(self._zeros()))
+                self.origin = self.row_of(filtered(self._zeros()))
 
     @property
     def size(self) -> int:
@@ -99,14 +99,29 @@ class Collapsed:
         """Whether J is there already."""
         return "jacobian" in self.__dict__
 
-    def row(self, numbers: Tensor) -> Tensor:
-        """The row of J of one output for each sample, (N, cells), for their numbers (N,) int64."""
-        if self._rest is not None and not self.made:
-            if self.samples == 1:
-                return torch.mv(self._share[0].T, self._rest.matrix[numbers[0]])[None]
-            return torch.einsum("nck,nc->nk", self._share, self._rest.matrix[numbers])
-        weights = torch.zeros(self.samples, self.size, device=self.origin.device)
-        return self.gradient(weights.scatter_(1, numbers[:, None], 1.0))
+    @cached_property
+    def normal(self) -> Outputs:
+        """What the filter 1 gives."""
+        with torch.no_grad():
+            return self.outputs(torch.ones(self.onnx.shape, device=self.origin.device))
+
+    @property
+    def classes(self) -> int | None:
+        """K, where there is one output and it holds a score for each of K classes."""
+        shapes = list(self.shapes.values())
+        return self.size if len(shapes) == 1 and sum(s != 1 for s in shapes[0]) <= 1 and shapes[0] else None
+
+    def combined(self, places: Tensor, weights: Tensor) -> Tensor:
+        """J' w: (N, cells), where w has for each sample the weights (N, k) at the places (N, k) and is 0 elsewhere."""
+        if self.made:
+            return torch.stack([w @ j[p] for w, j, p in zip(weights, self.jacobian, places, strict=True)])
+        if self._rest is None:
+            dense = torch.zeros(self.samples, self.size, device=self.origin.device)
+            return self.gradient(dense.scatter_add_(1, places, weights))
+        if self.samples == 1:
+            return torch.mv(self._share[0].T, torch.mv(self._rest.matrix[places[0]].T, weights[0]))[None]
+        rows = torch.einsum("nkc,nk->nc", self._rest.matrix[places], weights)
+        return torch.bmm(rows[:, None], self._share)[:, 0]
 
     def gradient(self, weights: Tensor) -> Tensor:
         """J' w: (N, cells), for weights (N, M) of the outputs."""
@@ -116,7 +131,7 @@ class Collapsed:
             return torch.einsum("nck,nc->nk", self._share, weights @ self._rest.matrix)
         with torch.enable_grad():
             leaf = self._zeros().requires_grad_(True)
-            z = self._row(self.filtered(leaf))
+            z = self.row_of(self.filtered(leaf))
             (gradient,) = torch.autograd.grad((z * weights).sum(), leaf)
         return gradient.reshape(self.samples, -1)
 
@@ -131,7 +146,7 @@ class Collapsed:
                 return torch.mv(self._rest.matrix, torch.mv(self._share[0], flat[0]))[None]
             share = self._share if samples is None else self._share.index_select(0, samples.to(f.device))
             return torch.einsum("nck,nk->nc", share, flat) @ self._rest.matrix.T
-        return self._row(self.filtered(f, samples)) - self._origin(samples)
+        return self.row_of(self.filtered(f, samples)) - self._origin(samples)
 
     def outputs(self, f: Tensor, samples: Tensor | None = None) -> Outputs:
         """z0 + J f under the names of S2, batch first, differentiable."""
@@ -139,6 +154,9 @@ class Collapsed:
 
     def named(self, rows: Tensor) -> Outputs:
         """Rows (k, M) as outputs."""
+        if len(self.shapes) == 1:
+            ((name, shape),) = self.shapes.items()
+            return {name: rows.reshape(len(rows), *shape)}
         parts = torch.split(rows, list(self.sizes), dim=1)
         return {n: p.reshape(len(rows), *s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
 
@@ -151,7 +169,7 @@ class Collapsed:
         shape = (self.samples, *self.onnx.spatial)
         f, g = (torch.rand(shape, generator=generator).to(self.filtered.device) for _ in range(2))
         with torch.no_grad():
-            whole = self._row(self.filtered(1.5 * f - 0.75 * g))
+            whole = self.row_of(self.filtered(1.5 * f - 0.75 * g))
             parts = self.origin + 1.5 * self.move(f) - 0.75 * self.move(g)
         if not bool(torch.isfinite(whole).all()):
             return False
@@ -161,7 +179,7 @@ class Collapsed:
         """A backward pass for each output, all samples at once."""
         with torch.enable_grad():
             leaf = self._zeros().requires_grad_(True)
-            z = self._row(self.filtered(leaf))
+            z = self.row_of(self.filtered(leaf))
             rows = [
                 torch.autograd.grad(z[:, m].sum(), leaf, retain_graph=True)[0].reshape(self.samples, -1)
                 for m in range(self.size)
@@ -180,7 +198,7 @@ class Collapsed:
                 for k in range(0, self.cells, step):
                     part = eye[k : k + step]
                     numbers = torch.full((len(part),), n)
-                    columns.append(self._row(self.filtered(part, numbers)) - self.origin[n])
+                    columns.append(self.row_of(self.filtered(part, numbers)) - self.origin[n])
                 found.append(torch.cat(columns).T)
         return torch.stack(found)
 
@@ -190,11 +208,12 @@ class Collapsed:
     def _origin(self, samples: Tensor | None) -> Tensor:
         return self.origin if samples is None else self.origin.index_select(0, samples.to(self.origin.device))
 
-    def _row(self, outputs: Outputs) -> Tensor:
+    def row_of(self, outputs: Outputs) -> Tensor:
         """Outputs, batch first, in a row."""
         if not self.shapes:
             self.shapes = {n: tuple(v.shape[1:]) for n, v in outputs.items()}
-        return torch.cat([v.reshape(len(v), -1).float() for v in outputs.values()], dim=1)
+        rows = [v.reshape(len(v), -1).float() for v in outputs.values()]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
 def collapsed(filtered: Filtered) -> Collapsed | None:

@@ -41,22 +41,30 @@ class Filtered:
         tail = None
         if self.unit < onnx.samples:
             try:
-                tail = self._converted(onnx.example(slice(0, 1), onnx.ones()), providers)
+                tail = self._converted(slice(0, 1), providers)
             except (UnsupportedModelError, ParityError):
                 self.unit = onnx.samples  # one sample alone is not what this graph expects
-        self.tail: TorchTail = tail or self._converted(onnx.fed(onnx.ones()), providers)
+        self.tail: TorchTail = tail or self._converted(None, providers)
         if device.type != "cpu":
             self.tail = self.tail.to(device)
         self.held = {n: _tensor(a).to(device) for n, a in onnx.held.items() if n in self.tail.reads}
         self._known: list[Way | None] = self.stop.opened.cache.get("way", lambda: [None])
         self._axes = {n: onnx.sample_axis(n) for n in self.held}
 
-    def _converted(self, example: Held, providers: Sequence[str] | None) -> TorchTail:
-        """As `to_torch`; looked up without a glance at the values, where these do not steer the tail."""
-        key = ("tail", tuple((n, tuple(v.shape)) for n, v in example.items()), tuple(providers or ()))
+    def _converted(self, piece: slice | None, providers: Sequence[str] | None) -> TorchTail:
+        """As `to_torch`, for a piece of the batch or all of it; looked up without a glance at the values, where these
+        do not steer the tail.
+        """
+        onnx = self.onnx
+        shapes = [list(array.shape) for array in onnx.held.values()]
+        for name, shape in zip(onnx.held, shapes, strict=True):
+            if piece is not None and (axis := onnx.sample_axis(name)) is not None:
+                shape[axis] = 1
+        key = ("tail", tuple(map(tuple, shapes)), onnx.spatial, tuple(providers or ()))
         kept: list[TorchTail] = self.stop.opened.cache.get(key, list)
         if kept:
             return kept[0]
+        example = onnx.example(piece, onnx.ones()) if piece is not None else onnx.fed(onnx.ones())
         fed = {name: on_host(value) for name, value in example.items()}
         tail = to_torch(self.stop.opened, fed, held=self.stop.held_names, providers=providers)
         if not tail.fixed:

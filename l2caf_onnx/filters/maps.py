@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
@@ -10,9 +12,7 @@ from torch import Tensor
 
 from l2caf_onnx.errors import InputError
 
-from .sets import column
-
-INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+MOST_AXES = 3
 
 _FLAT = 1e-6
 """A map whose range is within this part of its largest value is constant: a few float32 roundings, no structure."""
@@ -30,20 +30,41 @@ def heatmap(filter: Tensor, size: tuple[int, ...], *, absolute: bool) -> tuple[T
     Raises:
         InputError: `size` has not one entry per spatial axis, or there are more than three.
     """
-    if filter.ndim - 1 != len(size) or len(size) not in INTERPOLATION:
+    if filter.ndim - 1 != len(size) or not 1 <= len(size) <= MOST_AXES:
         raise InputError(
             f"A filter of shape {tuple(filter.shape)} cannot be drawn over an input of size {tuple(size)}.",
             how="Give a filter (N, *spatial) with one to three spatial axes, and a size with one entry for each.",
         )
-    shown = filter.detach().abs() if absolute else filter.detach().clamp_min(0)
+    own = filter.detach().cpu().float().numpy()
+    shown = np.abs(own) if absolute else np.maximum(own, 0)
     flat = _is_flat(shown)  # judged before resizing, whose roundings would be stretched into a pattern
-    if tuple(shown.shape[1:]) != tuple(size):
-        mode = INTERPOLATION[len(size)]
-        shown = F.interpolate(shown[:, None], size=size, mode=mode, align_corners=False, antialias=False)[:, 0]
-    low, high = shown.flatten(1).amin(1), shown.flatten(1).amax(1)  # torch.aminmax takes thirty times as long
-    flat = flat | (high - low <= _FLAT * high)
-    span = torch.where(flat, torch.inf, high - low)
-    return (shown - column(low, shown.ndim)).div_(column(span, shown.ndim)), flat.tolist()
+    if shown.shape[1:] != tuple(size):
+        shown = _resized(shown, size)
+    rows = shown.reshape(len(shown), -1)
+    low, high = rows.min(1, keepdims=True), rows.max(1, keepdims=True)
+    flat |= high[:, 0] - low[:, 0] <= _FLAT * high[:, 0]
+    rows -= low
+    rows /= np.where(flat[:, None], np.float32(np.inf), high - low)
+    return torch.from_numpy(shown), flat.tolist()
+
+
+def _resized(maps: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
+    """Linear interpolation, half-pixel centres, along each axis: a small matrix for each, which is kept."""
+    shown = torch.from_numpy(maps)
+    for axis, (old, new) in enumerate(zip(maps.shape[1:], size, strict=True), 1):
+        if axis < maps.ndim - 1:
+            shown = torch.matmul(_weights(old, new), shown.transpose(axis, -2)).transpose(axis, -2)
+        else:
+            shown = torch.matmul(shown, _weights(old, new).T)
+    found: NDArray[np.float32] = shown.contiguous().numpy()
+    return found
+
+
+@lru_cache(maxsize=64)
+def _weights(old: int, new: int) -> Tensor:
+    """(new, old): what each new place takes of each old one."""
+    eye = torch.eye(old)[:, None]
+    return F.interpolate(eye, size=new, mode="linear", align_corners=False, antialias=False)[:, 0].T.contiguous()
 
 
 def traced(filters: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
@@ -53,7 +74,9 @@ def traced(filters: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.fl
     return shown
 
 
-def _is_flat(maps: Tensor) -> Tensor:
-    """(N,) bool: which of the maps (N, *spatial), none of them negative, are constant up to rounding."""
-    low, high = maps.flatten(1).amin(1), maps.flatten(1).amax(1)
-    return high - low <= _FLAT * high
+def _is_flat(maps: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(N,): which of the maps (N, *spatial), none of them negative, are constant up to rounding."""
+    rows = maps.reshape(len(maps), -1)
+    low, high = rows.min(1), rows.max(1)
+    found: NDArray[np.bool_] = high - low <= _FLAT * high
+    return found

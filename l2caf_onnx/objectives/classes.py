@@ -8,7 +8,7 @@ from torch import Tensor
 
 from l2caf_onnx.errors import InputError
 
-from .objective import Objective, Outputs, class_scores
+from .objective import Objective, Outputs, checked, class_scores
 
 STRONGEST = 20
 """Other classes that `contrast` sets the target against."""
@@ -30,13 +30,27 @@ def _strongest_others_and_minus_target(
 ) -> Tensor:
     """Mean of the strongest others, as the unfiltered model ranks them, minus the target."""
     scores, before = class_scores(filtered, samples=samples), class_scores(normal, samples=samples)
-    own = score_of(target, scores)
-    if scores.shape[1] == 1:
-        return -own
+    score_of(target, scores)  # what is wrong with the target is said first
     assert target is not None
-    wanted = target.to(scores.device, torch.int64)[:, None]
-    strongest = before.scatter(1, wanted, -torch.inf).topk(min(STRONGEST, scores.shape[1] - 1), dim=1).indices
-    return scores.gather(1, strongest).mean(1) - own
+    places, weights = _strongest_terms(before, target.to(before.device))
+    return (scores.gather(1, places.to(scores.device)) * weights.to(scores)).sum(1)
+
+
+def _one_term(scores: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the target's score."""
+    return target[:, None], -torch.ones(len(target), 1, device=target.device)
+
+
+def _strongest_terms(scores: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The strongest others, each with its share of the mean, and minus the target's score."""
+    assert scores is not None
+    wanted = target.to(torch.int64)[:, None]
+    count = min(STRONGEST, scores.shape[1] - 1)
+    strongest = scores.scatter(1, wanted, -torch.inf).topk(count, dim=1).indices
+    places = torch.cat([strongest, wanted], 1)
+    weights = torch.full(places.shape, 1 / max(count, 1), device=places.device)
+    weights[:, -1] = -1
+    return places, weights
 
 
 def _minus_log_softmax(filtered: Outputs, normal: Outputs, samples: int, target: Tensor | None) -> Tensor:
@@ -56,8 +70,9 @@ TARGET = Objective(
     formula="-z_t",
     source="the class score of Grad-CAM (Selvaraju et al. 2017, equation 1)",
     class_specific=True,
-    form="score",
+    form="linear",
     _losses=_minus_target,
+    _terms=_one_term,
 )
 
 CONTRAST = Objective(
@@ -66,7 +81,9 @@ CONTRAST = Objective(
     source="contrastive explanation (Prabhushankar et al., Contrastive explanations in neural networks, ICIP 2020)",
     class_specific=True,
     form="linear",
+    ranks=True,
     _losses=_strongest_others_and_minus_target,
+    _terms=_strongest_terms,
 )
 
 LOG_SOFTMAX = Objective(
@@ -98,17 +115,10 @@ PAPER_CLASS = Objective(
 def score_of(target: Tensor | None, scores: Tensor) -> Tensor:
     """The score of each sample's target, (N,), from `scores` (N, K)."""
     samples, classes = scores.shape
-    if target is None:
-        raise InputError("A class objective needs a target class.", how=f"Give `target`, from 0 to {classes - 1}.")
+    target = checked(target, classes)
     if target.shape != (samples,) or target.is_floating_point():
         raise InputError(
             f"The target of shape {tuple(target.shape)} and type {target.dtype} cannot be used.",
             how=f"Give {samples} class indices, one for each sample.",
-        )
-    outside = [k for k in target.tolist() if not 0 <= k < classes]
-    if outside:
-        raise InputError(
-            f"Target {outside} is out of range: there are {classes} classes.",
-            how=f"Give indices from 0 to {classes - 1}.",
         )
     return scores.gather(1, target.to(scores.device, torch.int64)[:, None])[:, 0]

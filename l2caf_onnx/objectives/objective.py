@@ -13,7 +13,9 @@ from l2caf_onnx.errors import InputError
 
 Outputs = Mapping[str, Tensor]
 Losses = Callable[[Outputs, Outputs, int, Tensor | None], Tensor]
-Form = Literal["score", "linear", "squares"]
+Form = Literal["linear", "squares"]
+Terms = Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]
+"""(scores (N, K) of the unfiltered model, target (N,)) -> the k scores that the loss sums and their weights, (N, k)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +29,8 @@ class Objective:
         class_specific: Whether it is about one class: it needs `target`, and class scores before the softmax.
         may_have_target: Whether it takes a target but does not need one.
         against: What the filtered outputs are held against: the model's own, or those for the input `reference`.
-        form: "linear" in FT; "score": minus one class score; "squares": the mean over the outputs of the mean of (NT -
-            FT)^2; None: none of these.
+        form: "linear" in FT; "squares": the mean over the outputs of the mean of (NT - FT)^2; None: neither.
+        ranks: Whether `terms` depends on how the unfiltered model ranks the classes.
     """
 
     name: str
@@ -38,7 +40,9 @@ class Objective:
     may_have_target: bool = False
     against: Literal["normal", "reference"] = "normal"
     form: Form | None = None
+    ranks: bool = False
     _losses: Losses
+    _terms: Terms | None = None
 
     def losses(self, filtered: Outputs, normal: Outputs, *, samples: int, target: Tensor | None = None) -> Tensor:
         """The losses (N,) of `filtered` (FT) against `normal` (NT), N = `samples`; `target` (N,) int64 are classes.
@@ -47,6 +51,25 @@ class Objective:
             InputError: outputs that this objective cannot be formed from, or a target that is missing or out of range.
         """
         return self._losses(filtered, normal, samples, target)
+
+    @property
+    def sums_few(self) -> bool:
+        """Whether the loss is a sum of a few weighted class scores, which `terms` tells."""
+        return self._terms is not None
+
+    def terms(self, scores: Tensor | None, classes: int, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The indices and weights, (N, k) each, of the class scores whose sum is the loss (see `sums_few`).
+
+        Args:
+            scores: (N, K) of the unfiltered model; None where `ranks` says that they are not needed.
+            classes: K.
+            target: (N,) int64.
+
+        Raises:
+            InputError: a target that is missing or out of range.
+        """
+        assert self._terms is not None
+        return self._terms(scores, checked(target, classes))
 
 
 def class_scores(outputs: Outputs, *, samples: int | None = None) -> Tensor:
@@ -79,6 +102,23 @@ def class_scores(outputs: Outputs, *, samples: int | None = None) -> Tensor:
             'the objective "outputs", that takes any.',
         )
     return widened(whole).flatten(1)
+
+
+def checked(target: Tensor | None, classes: int) -> Tensor:
+    """The target (N,), if each is one of K `classes`.
+
+    Raises:
+        InputError: it is not, or there is none.
+    """
+    if target is None:
+        raise InputError("A class objective needs a target class.", how=f"Give `target`, from 0 to {classes - 1}.")
+    outside = [k for k in target.tolist() if not 0 <= k < classes]
+    if outside:
+        raise InputError(
+            f"Target {outside} is out of range: there are {classes} classes.",
+            how=f"Give indices from 0 to {classes - 1}.",
+        )
+    return target
 
 
 def floating(outputs: Outputs) -> dict[str, Tensor]:

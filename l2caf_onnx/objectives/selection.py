@@ -130,9 +130,9 @@ def selected(objective: Objective, text: str | Sequence[str], batch: Mapping[str
         before = chosen.of(normal, samples) if normal else normal
         return objective.losses(chosen.of(filtered, samples), before, samples=samples, target=target)
 
-    form: Form | None = "linear" if objective.form in ("score", "linear") and chosen.linear else None
+    form: Form | None = "linear" if objective.form == "linear" and chosen.linear else None
     watched = " + ".join(t.text for t in chosen.terms)
-    return replace(objective, formula=f"{objective.formula}, of {watched}", form=form, _losses=losses)
+    return replace(objective, formula=f"{objective.formula}, of {watched}", form=form, _losses=losses, _terms=None)
 
 
 def _term(text: str, outputs: Sequence[str]) -> Term:

@@ -53,7 +53,7 @@ def linear_nonneg(g: ArrayLike, r: float, offset: float = 0.0) -> Answer:
     slope, size = _slope(g, r)
     p = np.maximum(-slope, 0.0)
     if p.any():
-        norm = float(np.linalg.norm(p / size)) * size
+        norm = length(p / size) * size
         reason = "The minimum of a linear loss with f >= 0, in closed form."
         return _linear(slope, r * (p / norm), offset, norm / r, -r * norm, reason, nonneg=True)
     best = int(np.argmin(slope))
@@ -196,8 +196,10 @@ def _ties(slope: Vector) -> str:
 def _linear(
     slope: Vector, f: Vector, offset: float, mu: float, least: float, reason: str, *, nonneg: bool = False
 ) -> Answer:
-    s = slope / np.abs(slope).max() + mu / np.abs(slope).max() * f
-    r = float(np.linalg.norm(f))
+    scale = float(np.abs(slope).max())
+    g = slope / scale
+    s = g + mu / scale * f
+    r = length(f)
     worst = length(s)
     if nonneg:
         worst = max(length(np.minimum(s, 0)), length(s[f > 0]), abs(float(f @ s)) / r)
@@ -207,7 +209,7 @@ def _linear(
         loss=offset + value,
         kind="global",
         multiplier=mu,
-        residual=worst / length(slope / np.abs(slope).max()),
+        residual=worst / length(g),
         gap=max(0.0, value - least),
         reason=reason,
     )
