@@ -83,7 +83,7 @@ def _difference(name: str, y: NDArray[Any], z: NDArray[Any], *, half: bool) -> _
     with np.errstate(invalid="ignore"):
         apart = np.abs(a - b)
     place = int(apart.argmax())
-    if math.isfinite(largest := float(apart.flat[place])):  # there is no NaN and no infinity, for argmax finds NaN first
+    if math.isfinite(largest := float(apart.flat[place])):  # argmax finds NaN first: there is none, nor an inf
         return _judged(name, _position(place, y.shape), largest, float(np.abs(a).max()), rtol)
     finite = np.isfinite(a)
     special = ~finite & ~((np.isnan(a) & np.isnan(b)) | (a == b)) | (finite & ~np.isfinite(b))

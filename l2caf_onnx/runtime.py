@@ -6,8 +6,10 @@ Worker threads do not spin: torch computes between two runs, and a spinning pool
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -17,12 +19,16 @@ from .errors import InputError, UnsupportedModelError
 from .graph.half import uses_bfloat16
 from .graph.model import NO_TENSORS, Model
 from .graph.nodes import walk
+from .graph.product import matrices
 from .records import TensorInfo
+
+T = TypeVar("T")
 
 Level = Literal["disable", "basic", "extended", "all"]
 Arrays = dict[str, NDArray[Any]]
 
 CPU = "CPUExecutionProvider"
+_LARGE = 2**18  # numbers of a matrix that is worth sharing
 _LEVELS = {
     "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -94,6 +100,29 @@ def run_bound(
     return dict(zip([o.name for o in model.outputs], values, strict=True))
 
 
+def soon(work: Callable[[], T]) -> Future[T]:
+    """`work`, which runs a model, begun in a thread of its own; the caller computes meanwhile."""
+    return _worker().submit(work)
+
+
+@cache
+def _worker() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="l2caf-onnxruntime")
+
+
+def shared_weights(model: Model) -> Mapping[str, NDArray[np.float32]]:
+    """The large matrices of `model` by name, as arrays that its sessions at level "disable" on the CPU read in place.
+
+    So whoever computes with the same numbers does not fetch them from memory a second time. Only sessions that are made
+    after the first call read them; these do not pack matrices, which pays where each is multiplied by few rows.
+    """
+    kept: dict[str, tuple[NDArray[np.float32], ort.OrtValue]] = model.cache.get("shared weights", dict)
+    if not kept and model.base_dir is None:
+        for name, array in matrices(model, least=_LARGE).items():
+            kept[name] = array, ort.OrtValue.ortvalue_from_numpy(array)
+    return {name: array for name, (array, _) in kept.items()}
+
+
 def session(model: Model, *, level: Level = "disable", providers: Sequence[str] | None = None) -> ort.InferenceSession:
     """The session for `model` at that level, made once."""
     if level not in _LEVELS:
@@ -128,6 +157,12 @@ def _session(model: Model, level: str, providers: tuple[str, ...]) -> ort.Infere
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if model.base_dir is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.base_dir))
+    if level == "disable" and providers == (CPU,):
+        shared: dict[str, tuple[NDArray[np.float32], ort.OrtValue]] = model.cache.get("shared weights", dict)
+        if shared:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        for name, (_, value) in shared.items():
+            options.add_initializer(name, value)
     if providers[0] != CPU and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds the CUDA libraries that came with torch
     try:

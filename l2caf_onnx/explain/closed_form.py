@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,23 +52,20 @@ def closed_form(
     """
     radii = [norm_of(r, tail.cells) for r in rho.tolist()]
     with torch.no_grad():
-        linear = _linear(tail, objective, target) if objective.form == "linear" else None
-        if linear is not None:
-            answers, passes = _of_linear(linear, constraint, radii, tail.cells), 1
+        if objective.form == "linear":
+            answers, passes = _of_linear(*_linear(tail, objective, target), constraint, radii, tail.cells), 1
         else:
             answers, passes = _least_squares(tail, constraint, radii, seed), tail.passes
         found = answers[0].filter if len(answers) == 1 else np.stack([a.filter for a in answers])
-        filters = torch.from_numpy(found.astype(np.float32).reshape(tail.onnx.shape)).to(tail.origin.device)
+        values = found.astype(np.float32).reshape(tail.onnx.shape)
+        tail.onnx.begin(values)  # the proof, which is sure to be wanted
+        filters = torch.from_numpy(values).to(tail.origin.device)
         outputs = tail.outputs(filters)
-        if linear is not None and linear.loss is not None:
-            losses = linear.loss(outputs)
-        else:
-            losses = objective.losses(outputs, tail.normal, samples=tail.samples, target=target)
     kinds = tuple(a.kind for a in answers)
     return Closed(
         solution=Solution(
             filter=filters,
-            loss=losses,
+            loss=torch.tensor([a.loss for a in answers], dtype=torch.float64),
             evaluations=torch.full((tail.samples,), passes),
             stop_reason=tuple(a.reason for a in answers),
         ),
@@ -83,36 +80,17 @@ def closed_form(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Linear:
-    """Loss(f) = offset + slope . f of each sample.
-
-    Attributes:
-        slopes: (N, cells).
-        offsets: (N,).
-        loss: The losses (N,) of outputs, where that is quicker than by the objective; None: it is not.
-    """
-
-    slopes: Vectors
-    offsets: Vectors
-    loss: Callable[[Outputs], Tensor] | None = None
-
-
-def _linear(tail: Collapsed, objective: Objective, target: Tensor | None) -> _Linear:
-    """The loss on the collapsed tail: slope = J' dL/dz."""
+def _linear(tail: Collapsed, objective: Objective, target: Tensor | None) -> tuple[Vectors, Vectors]:
+    """Loss(f) = offset + slope . f: the slopes J' dL/dz, (N, cells), and the offsets (N,)."""
     if not objective.sums_few or tail.classes is None:
         with torch.enable_grad():
             z = tail.origin.detach().clone().requires_grad_(True)
             losses = objective.losses(tail.named(z), tail.normal, samples=tail.samples, target=target)
             (weights,) = torch.autograd.grad(losses.sum(), z)
-        return _Linear(_host(tail.gradient(weights)), _host(losses.detach()))
+        return _host(tail.gradient(weights)), _host(losses.detach())
     scores = tail.row_of(tail.normal) if objective.ranks else None
     places, shares = objective.terms(scores, tail.classes, target)
-    return _Linear(
-        slopes=_host(tail.combined(places, shares)),
-        offsets=_host((tail.origin.gather(1, places) * shares).sum(1)),
-        loss=lambda outputs: (tail.row_of(outputs).gather(1, places) * shares).sum(1),
-    )
+    return _host(tail.combined(places, shares)), _host((tail.origin.gather(1, places) * shares).sum(1))
 
 
 def _host(values: Tensor) -> Vectors:
@@ -120,9 +98,11 @@ def _host(values: Tensor) -> Vectors:
     return found
 
 
-def _of_linear(linear: _Linear, constraint: str, radii: Sequence[float], cells: int) -> list[exact.Answer]:
+def _of_linear(
+    slopes: Vectors, offsets: Vectors, constraint: str, radii: Sequence[float], cells: int
+) -> list[exact.Answer]:
     """The minimiser of each sample."""
-    rows = zip(linear.slopes, radii, linear.offsets.tolist(), strict=True)
+    rows = zip(slopes, radii, offsets.tolist(), strict=True)
     if constraint == "softmax":
         root = math.sqrt(cells)
         return [exact.linear_softmax(g, r * root, o) for g, r, o in rows]

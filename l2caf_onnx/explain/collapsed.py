@@ -7,7 +7,7 @@ a forward over the cells of what follows the pool alone. A question that needs o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from l2caf_onnx import runtime
 from l2caf_onnx.errors import L2cafError
 from l2caf_onnx.graph.cut import extract
+from l2caf_onnx.graph.model import Model
 from l2caf_onnx.graph.pooled import Pooled, pooled
+from l2caf_onnx.graph.product import PRODUCT, ROWS, product
 from l2caf_onnx.tail import to_torch
 
 from .filtered import Filtered, Outputs
@@ -30,22 +33,36 @@ CELLS = 4096  # beyond, no matrix of cells x cells is made
 _AFFINE = 1e-4  # of the largest output: what a combination of filters may differ from that of their outputs
 _CHUNK = 2**28  # bytes of activations that are run at once
 _BACKWARD = 3  # forwards that a backward pass costs
+_SAME = 1e-6  # of the largest weight: a stored one differs so much from what it comes out as, less the bias
 _LARGEST_REST = 2**28  # bytes of the matrix of what follows a pool
 
 
 @dataclass(frozen=True, slots=True)
 class _Rest:
-    """What follows the pool: z = bias + matrix p, with p the sum over the cells; the same for all samples of a stop.
+    """What follows the pool: z = bias + unit matrix p, with p the sum over the cells; the same for all of a stop.
 
     Attributes:
         matrix: (M, C).
         bias: (M,).
+        unit: 1, or 1 / cells where the pool is a mean.
         shapes: Of the outputs of a sample, by name.
     """
 
     matrix: Tensor
     bias: Tensor
+    unit: float
     shapes: dict[str, tuple[int, ...]]
+    _models: list[Model] = field(default_factory=list)
+
+    def times(self, share: Tensor) -> Tensor:
+        """(N, M, cells), matrix times the activations (N, C, cells); on the CPU by onnxruntime, which is quicker."""
+        if share.device.type != "cpu":
+            return self.unit * (self.matrix @ share)
+        if not self._models:
+            self._models.append(product((self.unit * self.matrix).numpy()))
+        rows = np.ascontiguousarray(share.numpy().transpose(0, 2, 1)).reshape(-1, share.shape[1])
+        found = torch.from_numpy(runtime.run(self._models[0], {ROWS: rows}, level="all")[PRODUCT])
+        return found.reshape(len(share), share.shape[2], -1).transpose(1, 2)
 
 
 class Collapsed:
@@ -91,8 +108,13 @@ class Collapsed:
     def jacobian(self) -> Tensor:
         """J: (N, M, cells) float32."""
         if self._rest is not None:
-            return self._rest.matrix @ self._share
+            return self._rest.times(self._share)
         return self._by_rows() if self.passes == self.size else self._by_columns()
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the cells are merely pooled, so that no question runs the tail."""
+        return self._rest is not None
 
     @property
     def made(self) -> bool:
@@ -119,8 +141,9 @@ class Collapsed:
             dense = torch.zeros(self.samples, self.size, device=self.origin.device)
             return self.gradient(dense.scatter_add_(1, places, weights))
         if self.samples == 1:
-            return torch.mv(self._share[0].T, torch.mv(self._rest.matrix[places[0]].T, weights[0]))[None]
-        rows = torch.einsum("nkc,nk->nc", self._rest.matrix[places], weights)
+            row = torch.mv(self._rest.matrix[places[0]].T, weights[0])
+            return torch.mv(self._share[0].T, row)[None].mul_(self._rest.unit)
+        rows = torch.einsum("nkc,nk->nc", self._rest.matrix[places], self._rest.unit * weights)
         return torch.bmm(rows[:, None], self._share)[:, 0]
 
     def gradient(self, weights: Tensor) -> Tensor:
@@ -128,7 +151,7 @@ class Collapsed:
         if self.made:
             return torch.einsum("nmc,nm->nc", self.jacobian, weights)
         if self._rest is not None:
-            return torch.einsum("nck,nc->nk", self._share, weights @ self._rest.matrix)
+            return torch.einsum("nck,nc->nk", self._share, weights @ self._rest.matrix) * self._rest.unit
         with torch.enable_grad():
             leaf = self._zeros().requires_grad_(True)
             z = self.row_of(self.filtered(leaf))
@@ -143,9 +166,10 @@ class Collapsed:
             return torch.einsum("nmc,nc->nm", jacobian, flat)
         if self._rest is not None:
             if len(flat) == self.samples == 1:
-                return torch.mv(self._rest.matrix, torch.mv(self._share[0], flat[0]))[None]
+                pooled = torch.mv(self._share[0], flat[0]).mul_(self._rest.unit)
+                return torch.mv(self._rest.matrix, pooled)[None]
             share = self._share if samples is None else self._share.index_select(0, samples.to(f.device))
-            return torch.einsum("nck,nk->nc", share, flat) @ self._rest.matrix.T
+            return torch.einsum("nck,nk->nc", share, self._rest.unit * flat) @ self._rest.matrix.T
         return self.row_of(self.filtered(f, samples)) - self._origin(samples)
 
     def outputs(self, f: Tensor, samples: Tensor | None = None) -> Outputs:
@@ -284,5 +308,18 @@ def _rest(filtered: Filtered, pool: Pooled, shape: tuple[int, ...], cells: int) 
             columns = [torch.cat([v.reshape(-1) for v in rows(e).values()]) - bias for e in eye]
     except (L2cafError, RuntimeError, ValueError):
         return None
-    matrix = torch.stack(columns, 1).contiguous() / (cells if pool.mean else 1)
-    return _Rest(matrix, bias, {n: tuple(v.shape[1:]) for n, v in zero.items()})
+    matrix = _stored(stop.opened, torch.stack(columns, 1))
+    return _Rest(matrix, bias, 1 / cells if pool.mean else 1.0, {n: tuple(v.shape[1:]) for n, v in zero.items()})
+
+
+def _stored(opened: Model, matrix: Tensor) -> Tensor:
+    """`matrix`, in the place where onnxruntime reads it if it is one of the tail's: what one has read the other has at
+    hand.
+    """
+    if matrix.device.type == "cpu":
+        close = _SAME * float(matrix.abs().max())
+        for array in runtime.shared_weights(opened).values():
+            for there in (torch.from_numpy(array), torch.from_numpy(array).T):
+                if there.shape == matrix.shape and torch.allclose(there, matrix, rtol=0, atol=close):
+                    return there
+    return matrix.contiguous()

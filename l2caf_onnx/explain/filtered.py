@@ -18,7 +18,7 @@ from l2caf_onnx.errors import ParityError, UnsupportedModelError
 from l2caf_onnx.graph.insert import FILTER_INPUT
 from l2caf_onnx.tail import TorchTail, to_torch
 
-from .opened import Held, Opened, on_host
+from .opened import Opened, on_host
 
 Outputs = dict[str, Tensor]
 Way = Literal["together", "vmap", "loop"]

@@ -28,7 +28,6 @@ from .rows import Rows
 from .scene import Scene
 from .threads import one_thread
 
-_SMALL = 2**15  # numbers of the Jacobian of a sample
 _CLEARLY = 10  # times the tolerance of parity: an output of the torch tail that moved so far moved in onnxruntime too
 
 
@@ -147,8 +146,9 @@ class Solving:
 
     def _exact(self, tail: Collapsed, rho: Tensor) -> Solved:
         asked = self.asked
-        squares = self.objective.form == "squares"  # it needs the whole matrix, which is worth two threads
-        small = self.scene.device.type == "cpu" and not (squares and tail.size * tail.cells > _SMALL)
+        if self.objective.form == "squares" and tail.fits:
+            _ = tail.jacobian  # runs of the tail, or one large product, which are worth all threads
+        small = self.scene.device.type == "cpu" and (tail.pooled or tail.made)
         try:
             with one_thread() if small else contextlib.nullcontext():
                 found = closed_form(tail, self.objective, asked.constraint, rho, self.target, asked.seed)
@@ -167,10 +167,12 @@ class Solving:
         An affine tail whose outputs at f and at 0 differ has different outputs at f and at -f, f and other filters: it
         is not dead. The proof then shows that onnxruntime's moved too, since they are within parity's tolerance.
         """
-        origin = tail.named(tail.origin)
         moved = np.zeros(self.scene.onnx.samples, bool)
-        for name, value in outputs.items():
-            new, old = (v.flatten(1).cpu().numpy() for v in (value, origin[name]))
+        rows, zero = tail.row_of(outputs).cpu().numpy(), tail.origin.cpu().numpy()
+        start = 0
+        for size in tail.sizes:
+            new, old = (v[:, start : start + size] for v in (rows, zero))
+            start += size
             most = _CLEARLY * RTOL["float32"] * np.maximum(np.abs(new).max(axis=1), np.abs(old).max())
             moved |= np.abs(new - old).max(axis=1) > most
         return bool(moved.all())

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from l2caf_onnx import runtime
 from l2caf_onnx.graph.affine import affine_obstacle
 from l2caf_onnx.graph.breakpoints import check_breakpoint
 from l2caf_onnx.graph.cut import Cut, cut, extract, resolve_to
@@ -14,6 +15,7 @@ from l2caf_onnx.graph.layout import Axes, axes, layout_of, layouts
 from l2caf_onnx.graph.logits import logits_of
 from l2caf_onnx.graph.model import Model
 from l2caf_onnx.graph.paths import reached
+from l2caf_onnx.graph.pooled import pooled
 from l2caf_onnx.graph.shapes import tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -54,6 +56,8 @@ class Stop:
         self.cut: Cut = cut(model, at, targets, layout=layout)
         tail = self.cut.tail
         self.opened: Model = tail.cache.get(("opened", self.layout), lambda: open_filter(tail, at, layout=self.layout))
+        if pooled(self.opened, self.axes) is not None:  # what follows the pool is computed on both sides
+            runtime.shared_weights(self.opened)
         self.own_names = tuple(o.name for o in self.opened.outputs)
         self.held_names = tuple(i.name for i in self.opened.inputs if i.name != FILTER_INPUT)
         self.batch = {name: self.layouts.get(name, "N").find("N") for name in (*self.held_names, *self.cut.to)}

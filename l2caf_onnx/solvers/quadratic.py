@@ -151,7 +151,7 @@ class LeastSquares:
         if self.difference is None:
             return float(f @ self.times(f) - 2 * (self.q @ f)) + self.c
         if self.rows is not None:
-            off = self.rows @ f - self.difference
+            off = np.einsum("ij,j->i", self.rows, f) - self.difference  # see `product`
         else:
             assert self.multiply is not None
             off = self.multiply(f) - self.difference
