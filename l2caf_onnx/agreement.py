@@ -7,8 +7,9 @@ are equal.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from .records import Parity
 
 RTOL = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-2}
+
+_name: Callable[[np.dtype[Any]], str] = cache(str)  # numpy takes its time to spell a type
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -63,7 +66,7 @@ def compare(reference: Arrays, computed: Arrays, *, half: bool = False, provider
 
 
 def _difference(name: str, y: NDArray[Any], z: NDArray[Any], *, half: bool) -> _Difference:
-    kind = str(y.dtype)
+    kind = _name(y.dtype)
     rtol = max(RTOL.get(kind, 0.0), RTOL["float16"] if half and kind in RTOL else 0.0)
     if y.shape != z.shape or y.dtype != z.dtype:
         finding = f"{name!r} has type {z.dtype} and shape {z.shape} in torch, {y.dtype} and {y.shape} in onnxruntime."

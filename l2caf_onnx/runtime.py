@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -21,8 +20,6 @@ from .graph.model import NO_TENSORS, Model
 from .graph.nodes import walk
 from .graph.product import matrices
 from .records import TensorInfo
-
-T = TypeVar("T")
 
 Level = Literal["disable", "basic", "extended", "all"]
 Arrays = dict[str, NDArray[Any]]
@@ -98,16 +95,6 @@ def run_bound(
     except Exception as e:  # onnxruntime's exceptions share no base class but Exception
         raise _refused(model, e, "onnxruntime failed while it ran the model") from e
     return dict(zip([o.name for o in model.outputs], values, strict=True))
-
-
-def soon(work: Callable[[], T]) -> Future[T]:
-    """`work`, which runs a model, begun in a thread of its own; the caller computes meanwhile."""
-    return _worker().submit(work)
-
-
-@cache
-def _worker() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="l2caf-onnxruntime")
 
 
 def shared_weights(model: Model) -> Mapping[str, NDArray[np.float32]]:
@@ -194,7 +181,7 @@ def check_feeds(model: Model, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         info = expected[name]
         if info.dtype in NO_TENSORS:
             continue
-        if not (array.dtype.kind in "OSU" if info.dtype == "str" else info.dtype in ("?", str(array.dtype))):
+        if not (array.dtype.kind in "OSU" if info.dtype == "str" else info.dtype in ("?", _name(array.dtype))):
             raise refused(
                 f"The input {name!r} has type {array.dtype}; the model wants {info.dtype}.", "Convert it first."
             )
@@ -209,6 +196,10 @@ def check_feeds(model: Model, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
                 "Resize or reshape it first.",
             )
     return arrays
+
+
+_name: Callable[[np.dtype[Any]], str] = cache(str)  # numpy takes its time to spell a type
+"""The name of a type of array."""
 
 
 def _signature(info: TensorInfo) -> str:

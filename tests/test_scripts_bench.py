@@ -20,7 +20,9 @@ def row(solver: str, ratio: float, loss: float | None = None, question: str = "o
 
 def test_a_run_is_related_to_its_neighbours() -> None:
     forwards = itertools.cycle([1.0, 3.0])
-    timed = timing.interleaved(lambda: None, lambda: next(forwards), 3)
+    runs: list[int] = []
+    timed = timing.interleaved(lambda: runs.append(1), lambda: next(forwards), 3)
+    assert len(runs) == 3 * timing.NEIGHBOUR
     assert timed.forwards == (1.0, 3.0, 1.0, 3.0)
     np.testing.assert_allclose(timed.ratios, np.array(timed.seconds) / 2.0, rtol=1e-12, atol=0)
     assert timed.ratio == sorted(timed.ratios)[1]
@@ -30,14 +32,14 @@ def test_the_table_is_markdown() -> None:
     found = table.markdown(
         [
             Row(place="a|b", images=1, question="outputs, unit", solver="exact", first=1234.5, ratio=1.2345, ms=12.345,
-                loss=1.0, evaluations=26.94, certificate="global"),
+                solve=0.25, loss=1.0, evaluations=26.94, certificate="global"),
             Row(place="c", images=16, question="defaults", solver="auto", failure="failed: dead"),
         ]
     ).splitlines()  # fmt: skip
     assert found[0] == f"| {' | '.join(table.COLUMNS)} |"
-    assert found[1] == "|---|---:|---|---|---:|---:|---|---:|---:|---:|"
-    assert found[2] == "| a/b | 1 | outputs, unit | exact | 1.000000 | 26.94 | global | 1,234 | 1.23 | 12.3 |"
-    assert found[3] == "| c | 16 | defaults | auto |  |  | failed: dead |  |  |  |"
+    assert found[1] == "|---|---:|---|---|---:|---:|---|---:|---:|---:|---:|"
+    assert found[2] == "| a/b | 1 | outputs, unit | exact | 1.000000 | 26.94 | global | 1,234 | 1.23 | 0.25 | 12.3 |"
+    assert found[3] == "| c | 16 | defaults | auto |  |  | failed: dead |  |  |  |  |"
 
 
 def test_only_an_equal_or_lower_loss_counts_against_the_authors() -> None:

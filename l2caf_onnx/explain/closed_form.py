@@ -16,7 +16,6 @@ from l2caf_onnx.records import Certificate
 from l2caf_onnx.solvers import Solution, exact
 
 from .collapsed import Collapsed, Vectors
-from .filtered import Outputs
 
 _FORMS = {"l2": ("linear", "squares"), "l2-nonneg": ("linear", "squares"), "softmax": ("linear",)}
 
@@ -27,12 +26,10 @@ class Closed:
 
     Attributes:
         solution: Filters and why they are the answer.
-        outputs: Of the tail at them, batch first.
         certificate: What is proved of them.
     """
 
     solution: Solution
-    outputs: Outputs
     certificate: Certificate
 
 
@@ -58,9 +55,7 @@ def closed_form(
             answers, passes = _least_squares(tail, constraint, radii, seed), tail.passes
         found = answers[0].filter if len(answers) == 1 else np.stack([a.filter for a in answers])
         values = found.astype(np.float32).reshape(tail.onnx.shape)
-        tail.onnx.begin(values)  # the proof, which is sure to be wanted
         filters = torch.from_numpy(values).to(tail.origin.device)
-        outputs = tail.outputs(filters)
     kinds = tuple(a.kind for a in answers)
     return Closed(
         solution=Solution(
@@ -69,7 +64,6 @@ def closed_form(
             evaluations=torch.full((tail.samples,), passes),
             stop_reason=tuple(a.reason for a in answers),
         ),
-        outputs=outputs,
         certificate=Certificate(
             kind="global" if all(k == "global" for k in kinds) else "gap",
             kinds=kinds,

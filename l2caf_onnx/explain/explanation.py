@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class Explanation:
     def __init__(self, scene: Scene, asked: Plan, target: tuple[int, ...] | str | None) -> None:
         self.scene, self.asked, self.onnx = scene, asked, scene.onnx
         self.notes = scene.stop.notes
+        self.seconds: dict[str, float] = {}
         self.rho = asked.rho(self.onnx.cells)
         self.filtered: Filtered | None = None
         if not isinstance(asked.solver, Blackbox):
@@ -74,19 +76,27 @@ class Explanation:
         if self.asked.method is not None:
             assert self.filtered is not None
             return self._by_method(self.asked.method, self.filtered)
+        start = perf_counter()
         solving, solved = self._solved()
+        found = perf_counter()
         proof, deployed = self._proof(solved)
         if not proof.ok and self.filtered is not None and self.asked.fallback is not None:
             self._fall_back(self._unproved(proof, self.filtered))
             solving, solved = self._solved()
+            found = perf_counter()
             proof, deployed = self._proof(solved)
-        with one_thread():
-            shown, flat = filters.heatmap(
-                torch.from_numpy(solved.filter), self.scene.picture_size(), absolute=self.asked.absolute
-            )
+        proved = perf_counter()
+        shown, flat = self._shown(solved)
+        self.seconds = {"solve": found - start, "proof": proved - found, "map": perf_counter() - proved}
         self.notes += (_FLAT,) if any(flat) else ()
         trace = np.stack(solving.tried) if solving.tried else None
         return self._record(solved, solved.filter, shown, proof, deployed, trace)
+
+    def _shown(self, solved: Solved) -> tuple[Tensor, list[bool]]:
+        """The maps, and which of them are blank."""
+        size = self.scene.picture_size()
+        with one_thread():
+            return filters.heatmap(solved.solution.filter, size, absolute=self.asked.absolute)
 
     def _by_method(self, method: Method, filtered: Filtered) -> Attention:
         """Another method's map; proved by the filter that is made of it."""
@@ -101,7 +111,7 @@ class Explanation:
         none = torch.zeros(len(maps), dtype=torch.int64)
         reasons = (f"The map of {method.name} ({method.source}).",) * len(maps)
         solution = Solution(filter=f, loss=torch.zeros(len(maps)), evaluations=none, stop_reason=reasons)
-        solved = Solved(solution=solution, solver=method.name, rho=rho, outputs=outputs)
+        solved = Solved(solution=solution, solver=method.name, rho=rho, outputs=lambda: outputs)
         solved = replace(solved, solution=replace(solution, loss=self._loss_in_onnxruntime(solved.filter)))
         self.notes += (_FLAT,) if any(flat) else ()
         return self._record(solved, maps, shown, *self._proof(solved))
@@ -152,6 +162,7 @@ class Explanation:
             watched=self._watched(),
             frames=scene.frames,
             trace=trace,
+            seconds=self.seconds,
         )
 
     def _watched(self) -> tuple[str, ...]:
@@ -191,7 +202,7 @@ class Explanation:
         if solved.outputs is None:  # run by itself, not among others as for the solver
             found, checked = own, [scene.compared(self._by_sample(self.onnx.among_others(values)), own)]
         else:
-            found = {k: v.detach().cpu().numpy() for k, v in solved.outputs.items()}
+            found = {k: v.detach().cpu().numpy() for k, v in solved.outputs().items()}
             checked = [scene.compared(own, found)]
             if stepwise is not None:
                 checked = [stepwise.judged(checked[0], {k: on_host(v) for k, v in self.onnx.fed(values).items()})]

@@ -51,6 +51,7 @@ def joined(parts: Sequence[Attention]) -> Attention:
         proof=worst_of([p.proof for p in parts]),
         certificate=_certificate([p.certificate for p in parts]),
         trace=_traces([p.trace for p in parts]),
+        seconds={name: sum(p.seconds.get(name, 0.0) for p in parts) for name in first.seconds},
         notes=tuple(dict.fromkeys(n for p in parts for n in p.notes)),
     )
 

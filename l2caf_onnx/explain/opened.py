@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,6 @@ class Opened:
         self._declared = {i.name: i.shape for i in stop.opened.inputs}
         self._together: bool | None = None
         self._normal: Arrays | None = None
-        self._begun: tuple[NDArray[np.float32], Future[Arrays]] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,17 +75,8 @@ class Opened:
             self._normal = self.outputs(self.ones())
         return self._normal
 
-    def begin(self, f: NDArray[np.float32]) -> None:
-        """Have what `outputs` will be asked for next computed meanwhile."""
-        if not any(isinstance(v, Tensor) for v in self.held.values()):
-            self._begun = f, runtime.soon(lambda: self._outputs(f))
-
     def outputs(self, f: NDArray[np.float32]) -> Arrays:
         """What the tail gives, under the names of S2."""
-        begun, self._begun = self._begun, None
-        return begun[1].result() if begun is not None and np.array_equal(begun[0], f) else self._outputs(f)
-
-    def _outputs(self, f: NDArray[np.float32]) -> Arrays:
         unit = self.unit
         if unit is None or unit == self.samples:
             return self._run(self.fed(f))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -39,14 +40,14 @@ class Solved:
         solution: Filters and how they were found.
         solver: The name of the solver that ran.
         rho: (N,) the sizes of the filters.
-        outputs: What torch gives for the solution, batch first; None for the solver blackbox.
+        outputs: Tells what torch gives for the solution, batch first; None for the solver blackbox.
         certificate: Of the exact solver.
     """
 
     solution: Solution
     solver: str
     rho: Tensor
-    outputs: Outputs | None = None
+    outputs: Callable[[], Outputs] | None = None
     certificate: Certificate | None = None
 
     @property
@@ -155,11 +156,16 @@ class Solving:
         except SolverError:
             self.scene.refuse_dead(self.space(rho), asked.seed)  # that reason comes first
             raise
-        if not self._alive(tail, found.outputs):
-            self.scene.refuse_dead(self.space(rho), asked.seed)
-        return Solved(
-            solution=found.solution, solver="exact", rho=rho, outputs=found.outputs, certificate=found.certificate
-        )
+
+        @cache
+        def outputs() -> Outputs:
+            with one_thread(), torch.no_grad():
+                given = tail.outputs(found.solution.filter)
+            if not self._alive(tail, given):
+                self.scene.refuse_dead(self.space(rho), asked.seed)
+            return given
+
+        return Solved(solution=found.solution, solver="exact", rho=rho, outputs=outputs, certificate=found.certificate)
 
     def _alive(self, tail: Collapsed, outputs: Outputs) -> bool:
         """Whether the outputs clearly moved away from those of the filter 0, in each sample.
@@ -231,7 +237,7 @@ class Solving:
             outputs = tail(f.to(scene.device))
             reached = self.objective.losses(outputs, normal, samples=samples, target=self.target)
         solution = _in_all(solutions, f, reached if len(ends) > 1 else None, str(asked.basis))
-        return Solved(solution=solution, solver=asked.solver.name, rho=rho, outputs=outputs)
+        return Solved(solution=solution, solver=asked.solver.name, rho=rho, outputs=lambda: outputs)
 
     def _loss(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,8 @@ class Attention:
         watched: What of `to` is watched, as it was asked for; () for all.
         frames: Whether the first axis of `filter` counts frames, each with a constraint of its own.
         trace: (evaluations, N, *spatial) the filters that the solver tried, where that was asked for.
+        seconds: What finding the filters took ("solve"), proving them ("proof") and making the maps ("map"); not saved,
+            for two runs never agree.
     """
 
     filter: NDArray[np.float32]
@@ -169,11 +172,12 @@ class Attention:
     watched: tuple[str, ...] = ()
     frames: bool = False
     trace: NDArray[np.float32] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """All but the large arrays, as JSON-ready values."""
         return {
             f.name: plain(getattr(self, f.name))
             for f in dataclasses.fields(self)
-            if f.name not in ("filter", "heatmap", "trace")
+            if f.name not in ("filter", "heatmap", "trace", "seconds")
         }

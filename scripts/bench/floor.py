@@ -1,8 +1,9 @@
 """The floor: what the parts of an attention at the last convolution cost, without the program around them.
 
-Head in onnxruntime, the closed form in torch (one row of the last layer times the activation; for "outputs" the whole
-matrix, its Gram matrix and the eigenvalues), the last layer's product for the proof, the filtered tail in onnxruntime,
-the heatmap. No program that gives the same answer with the same proof from these libraries is quicker.
+Head in onnxruntime; the closed form (one row of the last layer times the activation; for "outputs" the whole matrix by
+onnxruntime, its Gram matrix and the eigenvalues); the filtered tail in onnxruntime, which reads the last layer where
+torch reads it too, for the proof; the heatmap. No program that gives the same answer with the same proof from these
+libraries is much quicker.
 """
 
 from __future__ import annotations

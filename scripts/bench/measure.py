@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ def measure(case: Case, model: Path | bytes, feeds: Feeds, forward: Callable[[],
         loaded.append(caf.load(model))
         again()
 
-    def again() -> None:
+    def again() -> float:
         answers[:] = [caf.attend(loaded[0], feeds, at=case.at, **asked)]
+        return answers[0].seconds["solve"]
 
     beginning: Timed | None = None
     if case.slow:  # a thousand steps more would drown what the first call costs; another solver warms the model
@@ -61,11 +63,12 @@ def measure(case: Case, model: Path | bytes, feeds: Feeds, forward: Callable[[],
         caf.attend(loaded[0], feeds, at=case.at, **{**asked, "solver": "auto"})
         times = min(SLOW_REPEATS, repeats)
     else:
-        beginning = interleaved(first, forward, 1)
+        beginning = interleaved(first, forward, 1, once=True)
         times = min(FEW, repeats) if seconds(again) > LONG else repeats
         for _ in range(SETTLE if times == repeats else 0):
             again()
-    timed = interleaved(again, forward, times)
+    solves: list[float] = []
+    timed = interleaved(lambda: solves.append(again()), forward, times)
     (a,) = answers
     if not a.proof.ok:
         raise caf.ParityError("onnxruntime does not confirm the filter.", tensor=a.proof.tensor)
@@ -74,5 +77,6 @@ def measure(case: Case, model: Path | bytes, feeds: Feeds, forward: Callable[[],
         solver=a.solver if case.solver == a.solver else f"{case.solver}: {a.solver}",
         first=beginning.ratio if beginning else None, ratio=timed.ratio, ms=timed.ms / case.images,
         loss=float(a.loss.mean()), evaluations=float(a.evaluations.mean()),
+        solve=statistics.median(solves) / statistics.median(timed.forwards),
         certificate=a.certificate.kind if a.certificate else "", ratios=timed.ratios,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 COLUMNS = ("breakpoint", "images", "question", "solver", "loss", "evaluations", "certificate",
-           "first call, x forward", "then, x forward", "then, ms an image")  # fmt: skip
+           "first call, x forward", "then, x forward", "the solve of it", "ms an image")  # fmt: skip
 LEFT = ("breakpoint", "question", "solver", "certificate")  # the others are numbers
 
 
@@ -21,6 +21,7 @@ class Row:
         solver: Which one ran; for others' methods, their name.
         first: The first call of a fresh model, as a multiple of a plain forward; None: not measured.
         ratio: Later calls likewise, median; of a batch, this is also a picture's part over a picture's part.
+        solve: What of `ratio` finding the filter took; None for others' methods.
         ms: Later calls for one picture, median.
         loss: Reached, mean over the pictures; None for others' methods.
         evaluations: Of the tail with gradient, mean over the pictures.
@@ -35,6 +36,7 @@ class Row:
     solver: str
     first: float | None = None
     ratio: float | None = None
+    solve: float | None = None
     ms: float | None = None
     loss: float | None = None
     evaluations: float | None = None
@@ -46,7 +48,7 @@ class Row:
         return (
             self.place, str(self.images), self.question, self.solver, number(self.loss, "loss"),
             "" if self.evaluations is None else f"{self.evaluations:.4g}", self.failure or self.certificate,
-            number(self.first), number(self.ratio), number(self.ms),
+            number(self.first), number(self.ratio), number(self.solve), number(self.ms),
         )  # fmt: skip
 
 
@@ -86,7 +88,9 @@ def against_authors(rows: Sequence[Row]) -> Iterator[str]:
         best = min(reached, key=lambda r: r.ratio or 0.0, default=None)
         if best is not None and best.ratio:
             times = number(theirs.ratio / best.ratio)
-            yield f"{question}: {times} x faster by {best.solver} (loss {best.loss:.6f}, sgd's {theirs.loss:.6f})"
+            alone = f", the solve alone {number(theirs.solve / best.solve)} x" if theirs.solve and best.solve else ""
+            losses = f"loss {best.loss:.6f}, sgd's {theirs.loss:.6f}"
+            yield f"{question}: {times} x faster by {best.solver}{alone} ({losses})"
         elif ours:
             yield f"{question}: no solver of ours reached sgd's loss {theirs.loss:.6f}"
 

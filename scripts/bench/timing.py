@@ -1,4 +1,4 @@
-"""How everything is timed: against a plain onnxruntime forward of the same model, run just before and just after it.
+"""How everything is timed: against plain onnxruntime forwards of the same model, run just before and just after it.
 
 Ratios of neighbours hold on a machine that slows down or is shared; seconds do not. This file is read by the children
 in .venv-peers too, so it needs nothing but numpy and onnxruntime.
@@ -18,7 +18,8 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-NEIGHBOUR = 3  # plain forwards on each side of a run; their median counts
+NEIGHBOUR = 3  # in a row, of the plain forward and of what is measured alike: their median counts
+BRIEF = 0.25  # seconds: what takes longer has the caches for itself however often it runs in a row
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -56,6 +57,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def in_a_row(work: Callable[[], object]) -> float:
+    """Seconds of `work`, once its own weights have taken the place of another's in the caches."""
+    first = seconds(work)
+    return first if first > BRIEF else statistics.median([first, *(seconds(work) for _ in range(NEIGHBOUR - 1))])
+
+
 def plain_forward(model: str | Path | bytes, feeds: Feeds) -> Callable[[], float]:
     """What the ratios are to: default options, but without spinning threads, which slow what is timed next to them."""
     options = ort.SessionOptions()
@@ -65,17 +72,21 @@ def plain_forward(model: str | Path | bytes, feeds: Feeds) -> Callable[[], float
     given = dict(feeds)
 
     def forward() -> float:
-        return statistics.median(seconds(lambda: session.run(None, given)) for _ in range(NEIGHBOUR))
+        return in_a_row(lambda: session.run(None, given))
 
     forward()
     return forward
 
 
-def interleaved(work: Callable[[], object], forward: Callable[[], float], repeats: int) -> Timed:
-    """Time `work` so many times, with a plain forward before the first, between any two and after the last."""
+def interleaved(work: Callable[[], object], forward: Callable[[], float], repeats: int, *, once: bool = False) -> Timed:
+    """Time `work` so many times, with plain forwards before the first, between any two and after the last.
+
+    A run is the median of three in a row, as a plain forward is: else the one would find its weights in the caches and
+    the other would not.
+    """
     forwards, runs = [forward()], []
     for _ in range(repeats):
-        runs.append(seconds(work))
+        runs.append(seconds(work) if once else in_a_row(work))
         forwards.append(forward())
     neighbours = zip(runs, forwards, forwards[1:], strict=False)
     return Timed(tuple(runs), tuple(run / ((a + b) / 2) for run, a, b in neighbours), tuple(forwards))

@@ -110,7 +110,7 @@ def timed(net: Any, model: str, array: NDArray[np.float32], repeats: int) -> lis
         ("torch forward", "no map", torch_forward),
         (f"Grad-CAM, grad-cam {version('grad-cam')} in torch", "top class", explain),
     ):
-        first = interleaved(work, forward, 1)
+        first = interleaved(work, forward, 1, once=True)
         timed = interleaved(work, forward, repeats)
         rows.append(
             {"name": name, "question": question, "images": len(array), "first": first.ratio, "ratio": timed.ratio,
