@@ -8,7 +8,7 @@ STAMP := $(VENV)/.pyproject.sha256
 DEMO_AT := /_swish_1/Clip_output_0
 DEMO_OUT := demo
 
-.PHONY: help venv models demo pictures bench peers bench-all process-time operators zoo toys lint types test test-slow clean
+.PHONY: help venv models demo pictures bench peers bench-all process-time operators zoo toys fault-bench lint types test test-slow clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ zoo: models  ## export networks by several exporters, and explain each at ten br
 
 toys: venv  ## train the toy networks anew, whose right answer is known, into models/ (20 minutes)
 	@$(BIN)/python scripts/train_toys.py
+
+fault-bench: models  ## plant faults and harmless changes, and count what the regression checks say (40 minutes)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps 'onnxsim>=0.4' 'onnxslim>=0.1'
+	@$(BIN)/python scripts/fault_bench.py
 
 lint: venv  ## ruff
 	@$(BIN)/ruff check --output-format concise . && $(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted: .venv/bin/ruff format"; exit 1; }
