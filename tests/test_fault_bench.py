@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -223,11 +224,10 @@ def test_harmless_changes_are_harmless(name: str, tmp_path: Path) -> None:
     reference = outputs_of(model, case.feeds)
     said, kinds = answers(case, reference, reference), []
     for change in harmless.changes(case):
+        if change.kind in ("onnxsim", "onnxslim") and importlib.util.find_spec(change.kind) is None:
+            continue  # they come with the extra `zoo`
         try:
             made = change.make(case, tmp_path)
-        except ModuleNotFoundError as e:
-            assert e.name in ("onnxsim", "onnxslim")  # of the extra `zoo`
-            continue
         except RuntimeError:
             assert (name, change.kind) == ("toy-vit", "lower opset")  # there was no LayerNormalization before 17
             continue
