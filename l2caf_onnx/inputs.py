@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from .errors import InputError, nearest
 from .preprocess import PRESETS, Preprocess, Source, preprocess_from, reason_of, stated_by
 from .records import TensorInfo
+from .stored import Stored, stored
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # no more: Pillow hands EPS to Ghostscript
@@ -44,19 +45,24 @@ class Sample:
     image: Image.Image | None
 
 
+Part = tuple[TensorInfo, Path | Stored, Preprocess | None]
+
+
 @dataclass(frozen=True, slots=True)
 class PendingSample:
     """A sample whose files are there but not read yet: for each input its file, and None where that is an array."""
 
     name: str
-    parts: tuple[tuple[TensorInfo, Path, Preprocess | None], ...]
+    parts: tuple[Part, ...]
 
     def read(self) -> Sample:
         """Read the files; an InputError where one is damaged, too large or of a kind that is not taken."""
         feeds: dict[str, NDArray[Any]] = {}
         image = None
         for tensor, path, settings in self.parts:
-            if settings is None:
+            if isinstance(path, Stored):
+                feeds[tensor.name] = path.read(tensor.name)
+            elif settings is None:
                 feeds[tensor.name] = _read_array(path, tensor.name)
             else:
                 channels = _channels(tensor, settings.layout)
@@ -70,16 +76,17 @@ def find_samples(
 ) -> tuple[PendingSample, ...]:
     """The samples that the INPUT arguments `specs` name, in order; no file is decoded yet.
 
-    A spec is a path (picture, folder of pictures, `.npy`, `.npz` keyed by input names) or `NAME=PATH`. Files for
-    different inputs are zipped into samples; a single file for an input serves all samples. `layouts` are by input
-    name, such as "NCHW"; inputs without one take no pictures. `preprocess` may be None where only arrays are given.
+    A spec is a path (picture, folder of pictures, `.npy`, `.npz` keyed by input names, what stored.py reads) or
+    `NAME=PATH`. Files for different inputs are zipped into samples; a single file for an input serves all samples.
+    `layouts` are by input name, such as "NCHW"; inputs without one take no pictures. `preprocess` may be None where
+    only arrays are given.
 
     Raises:
         InputError: a file is missing or does not suit the model, pictures have no `preprocess`, or counts disagree.
     """
     stated = stated_by(preprocess).get("layout") if preprocess else None
     layouts = {i.name: stated or layouts.get(i.name, "") for i in inputs}
-    columns: dict[str, list[tuple[TensorInfo, Path, Preprocess | None]]] = {i.name: [] for i in inputs}
+    columns: dict[str, list[Part]] = {i.name: [] for i in inputs}
     for spec in specs:
         try:
             for part in _parts(spec, inputs, layouts, preprocess):
@@ -165,11 +172,13 @@ def _rgb(opened: Image.Image, where: str) -> Image.Image:
 
 def _parts(
     spec: str, inputs: Sequence[TensorInfo], layouts: Mapping[str, str], preprocess: Source | None
-) -> Iterator[tuple[TensorInfo, Path, Preprocess | None]]:
+) -> Iterator[Part]:
     """The files that one INPUT argument names, each with its input and, for a picture, the settings."""
     named, path = _split(spec, inputs)
     where, suffix = f"File {str(path)!r}; {_list(inputs)}", "" if path.is_dir() else path.suffix.lower()
-    if suffix == ".npz":
+    if not (path.is_dir() and any(_pictures(path))) and (others := stored(path, named, inputs)):
+        yield from ((tensor, place, None) for tensor, place in others)
+    elif suffix == ".npz":
         keys, known = _keys(path), {i.name: i for i in inputs}
         if named is not None or not keys or not set(keys) <= set(known):
             what = f"The .npz holds {', '.join(map(repr, keys)) or 'nothing'}; its keys must be the model's inputs."
@@ -212,9 +221,12 @@ def _split(spec: str, inputs: Sequence[TensorInfo]) -> tuple[TensorInfo | None, 
     raise InputError(f"There is no file or folder {rest!r}.", where=f"Folder {str(path.parent)!r}.", how=how)
 
 
+def _pictures(folder: Path) -> Iterator[Path]:
+    return (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and f.is_file())
+
+
 def _pictures_in(folder: Path) -> list[Path]:
-    seen = (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and f.is_file())
-    if files := sorted(seen):
+    if files := sorted(_pictures(folder)):
         return files
     raise InputError("The folder holds no picture.", where=f"Folder {str(folder)!r}.", how=" ".join(IMAGE_SUFFIXES))
 

@@ -56,7 +56,7 @@ class Data:
     def picture(self, number: int) -> Pictured | None:
         """The first picture of a sample: the input that it is for, its file, how it becomes numbers."""
         parts = self._pending[number].parts if self._arrays is None else ()
-        return next(((tensor, path, settings) for tensor, path, settings in parts if settings is not None), None)
+        return next(((t, path, how) for t, path, how in parts if isinstance(path, Path) and how is not None), None)
 
     def only_picture(self, number: int) -> Pictured | None:
         """The same of a sample that is one picture and nothing else."""
