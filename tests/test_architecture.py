@@ -59,17 +59,20 @@ ROOMS = {
     "tail": Room(
         3, rooms=names("graph runtime agreement"), packages=names("torch torchvision onnx onnx2torch onnx2pytorch")
     ),
-    "methods": Room(3, packages=names("torch")),
+    "methods": Room(3, rooms=names("filters"), packages=names("torch")),
     "render": Room(3, packages=names("PIL matplotlib jinja2")),
     "explain": Room(
         4, rooms=names("graph agreement runtime filters objectives solvers tail methods"), packages=names("torch onnx")
     ),
     "attention": Room(5, rooms=BELOW_RENDER - {"attention"}, packages=names("torch onnx")),
     "evaluation": Room(5, rooms=BELOW_RENDER | {"methods"}, packages=names("PIL torch onnx")),
-    "cli": Room(6, rooms=BELOW_RENDER | {"render", "evaluation"}, packages=names("typer rich"), later=names("PIL")),
+    "regress": Room(5, rooms=BELOW_RENDER | {"evaluation"}, packages=names("PIL torch onnx")),
+    "cli": Room(
+        6, rooms=BELOW_RENDER | {"render", "evaluation", "regress"}, packages=names("typer rich"), later=names("PIL")
+    ),
     "__main__": Room(7, rooms=names("cli")),
     "__init__": Room(
-        7, rooms=BELOW_RENDER | {"evaluation"}
+        7, rooms=BELOW_RENDER | {"evaluation", "regress"}
     ),  # the façade: names for type checkers, nothing when it runs
 }
 ALWAYS = names("errors records")
