@@ -181,8 +181,11 @@ def _bisection_plots(found: Bisection) -> list[dict[str, Any]]:
     nodes = list(zip(along, found.nodes, strict=True))
 
     def line(name: str, style: str, dots: bool) -> Line:
-        marks = [Mark(x, getattr(n, style), f"{clean(n.candidate)} ({clean(n.op_type, 40)}): {name} {number(getattr(n, style))}",
-                      bad=style == "local" and not n.ok) for x, n in nodes]  # fmt: skip
+        marks = []
+        for x, n in nodes:
+            value = float(getattr(n, style))
+            title = f"{clean(n.candidate)} ({clean(n.op_type, 40)}): {name} {number(value)}"
+            marks.append(Mark(x, value, title, bad=style == "local" and not n.ok))
         return Line(name, style, marks, dots)
 
     lines = [line("local error", "local", True), line("inherited error", "inherited", False),

@@ -198,6 +198,6 @@ def _at(score: Score, k: int, name: str) -> str:
 def node_said(node: NodeError) -> str:
     """One node of a bisection as a sentence."""
     return (
-        f"node {clean(node.node or node.candidate)} ({clean(node.op_type, 40)}): local error {number(node.local)}, noise "
-        f"{number(node.noise)}; inherited {number(node.inherited)}"
+        f"node {clean(node.node or node.candidate)} ({clean(node.op_type, 40)}): local error {number(node.local)}, "
+        f"noise {number(node.noise)}; inherited {number(node.inherited)}"
     )
