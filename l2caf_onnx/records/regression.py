@@ -76,7 +76,7 @@ class Aligned:
         order: The axes of the candidate's tensor in the order of the reference's: NHWC seen as NCHW is (0, 3, 1, 2);
             None: as they are.
         scale: What the candidate's values are multiplied by to be the reference's, usually 1.
-        confidence: In [0, 1]: the correlation on the inputs, less what the next best candidate has of it.
+        confidence: In [0, 1]: the correlation of both on the inputs.
     """
 
     reference: str
@@ -170,8 +170,8 @@ class NodeError:
         candidate: As the candidate calls it.
         node: The candidate's node that makes it.
         op_type: Its operator.
-        local: The relative error ||c - r|| / ||r|| (worst input) of what the candidate makes of the *reference's*
-            tensors: its own fault.
+        local: The relative error ||c - r|| / ||r|| (of the worst input; of int8 the median of the inputs) of what the
+            candidate makes of the *reference's* tensors: its own fault.
         inherited: The same in the candidate's own run: its fault and all that came before.
         noise: The local error that a harmless change of this class has here.
         attention: 1 - cosine of the attentions there; None where it was not asked.

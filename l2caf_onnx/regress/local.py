@@ -1,0 +1,127 @@
+"""The error of each tensor of a candidate: its own, and what it inherits.
+
+The own (local) error is that of what the candidate's nodes make of the *reference's* tensors: every tensor that has a
+counterpart is fed, and made anew from what is fed. A fault shows where it is, and not behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2caf_onnx import runtime
+from l2caf_onnx.graph.model import Model
+from l2caf_onnx.graph.segments import FED, segment
+from l2caf_onnx.records import Aligned
+
+from .align import reordered, turned_back
+from .probe import Arrays, Probe, Real, chunks
+
+MOST = 2**27  # bytes of activations that are fed to one run
+_LARGEST_BATCH = 16
+
+Errors = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Relative errors ||c - r|| / ||r||, a row for each pair, a column for each sample.
+
+    Attributes:
+        local: What the candidate makes of the reference's tensors.
+        inherited: What it makes in its own run.
+    """
+
+    local: Errors
+    inherited: Errors
+
+
+def measured(
+    reference: Probe,
+    candidate: Probe,
+    pairs: Sequence[Aligned],
+    pieces: Iterable[tuple[list[int], Arrays, Arrays]],
+    *,
+    told: Callable[[int], None] | None = None,
+) -> Measured:
+    """The errors of all pairs on all samples, batch by batch.
+
+    Args:
+        reference: The one model.
+        candidate: The other.
+        pairs: What is compared.
+        pieces: (numbers, feeds of the reference, feeds of the candidate) as `Both.pieces` gives them.
+        told: Called with the number of samples done.
+    """
+    local: list[Errors] = []
+    inherited: list[Errors] = []
+    for numbers, feeds, candidate_feeds in pieces:
+        count = len(numbers)
+        ours = reference.values(feeds, [p.reference for p in pairs])
+        theirs = candidate.values(candidate_feeds, [p.candidate for p in pairs])
+        shapes = {p.candidate: theirs[p.candidate].shape for p in pairs}
+        inherited.append(_rows(pairs, ours, theirs, count))
+        del theirs
+        fed = {p.candidate: turned_back(ours[p.reference], p.order, shapes[p.candidate]) for p in pairs}
+        local.append(_rows(pairs, ours, remade(candidate, fed, candidate_feeds), count))
+        if told is not None:
+            told(count)
+    return Measured(np.concatenate(local, axis=1), np.concatenate(inherited, axis=1))
+
+
+def remade(probe: Probe, fed: Mapping[str, Real], feeds: Arrays, model: Model | None = None) -> dict[str, Real]:
+    """What the nodes of the model (of `model`, where weights differ) make of the tensors that are fed.
+
+    Args:
+        probe: Whose tensors they are.
+        fed: Real values of the tensors that are fed, and made anew.
+        feeds: Of the graph inputs.
+        model: The same graph with other weights.
+    """
+    own = model or probe.model
+    stored: Arrays = {**feeds, **{name: probe.stored(name, values) for name, values in fed.items()}}
+    sizes = {name: stored[name].nbytes for name in fed}
+    found: dict[str, Real] = {}
+    for part in chunks(list(fed), sizes, MOST):
+        key = ("segment", tuple(part), tuple(stored[n].ndim for n in part), tuple(sorted(fed)))
+        piece = own.cache.get(key, lambda part=part: segment(own, part, stored))
+        given = {i.name: stored[i.name.removesuffix(FED)] for i in piece.inputs}
+        found |= {n: probe.real(n, v) for n, v in runtime.run(piece, given, providers=probe.providers).items()}
+    return found
+
+
+def at_once(values: Mapping[str, Real], samples: int) -> int:
+    """Samples whose tensors, thrice, take no more than a few times `MOST`."""
+    each = sum(v.nbytes for v in values.values()) / max(samples, 1)
+    return int(min(max(2 * MOST // max(each, 1), 1), _LARGEST_BATCH))
+
+
+def _rows(pairs: Sequence[Aligned], ours: Mapping[str, Real], theirs: Mapping[str, Real], count: int) -> Errors:
+    rows = [
+        relative(ours[p.reference], reordered(theirs[p.candidate], p.order, ours[p.reference].shape), count)
+        for p in pairs
+    ]
+    return np.stack(rows) if rows else np.zeros((0, count))
+
+
+def relative(reference: Real, other: Real, count: int) -> Errors:
+    """||other - reference|| / ||reference|| of each of `count` samples, (count,).
+
+    A tensor whose first axis is not the samples' has one error for all. Where the reference is 0 throughout, the error
+    is 0 or infinite; where the other has NaN or infinity and the reference has not, it is infinite.
+    """
+    rows = count if reference.ndim and reference.shape[0] == count else 1
+    a = reference.reshape(rows, -1).astype(np.float64)
+    b = other.reshape(rows, -1).astype(np.float64)
+    usual = np.isfinite(a)
+    with np.errstate(all="ignore"):
+        apart = np.where(usual, b - a, 0.0)
+        broken = ~np.isfinite(apart).all(axis=1)
+        size = np.sqrt((np.where(usual, a, 0.0) ** 2).sum(axis=1))
+        off = np.sqrt((np.where(np.isfinite(apart), apart, 0.0) ** 2).sum(axis=1))
+        found = np.where(off == 0, 0.0, off / size)
+    found = np.where(broken | ~np.isfinite(found), np.inf, found)
+    return np.broadcast_to(found, (count,)).copy()

@@ -1,0 +1,98 @@
+"""A reference and a candidate on the same inputs, made ready for comparing: probes, class of change, alignment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from l2caf_onnx import runtime
+from l2caf_onnx.graph.model import Model
+from l2caf_onnx.records import Aligned, Change
+
+from .align import align
+from .change import change_of
+from .given import Both
+from .local import at_once
+from .probe import Arrays, Probe
+from .twins import noise
+
+_SAMPLES = 2  # whose tensors are looked at to align
+_NOISY = 4  # samples of which the twin's noise is measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Two models side by side.
+
+    Attributes:
+        reference: The one.
+        candidate: The other.
+        inputs: The samples.
+        change: The class of change.
+        why: What tells it.
+        alignment: Which tensor is which.
+        size: Samples whose tensors may be held at once.
+    """
+
+    reference: Probe
+    candidate: Probe
+    inputs: Both
+    change: Change
+    why: str
+    alignment: tuple[Aligned, ...]
+    size: int
+
+    @property
+    def unaligned(self) -> tuple[str, ...]:
+        """Tensors of the candidate without a counterpart."""
+        taken = {a.candidate for a in self.alignment}
+        return tuple(n for n in self.candidate.names if n not in taken)
+
+    def noise(self) -> dict[str, float]:
+        """Of the reference's aligned tensors, on the first few samples."""
+        names = [a.reference for a in self.alignment]
+        numbers = list(range(min(_NOISY, len(self.inputs))))
+        key = ("noise", self.change, tuple(names), self.digest(numbers))
+        kept: dict[str, float] = self.reference.model.cache.get(key, dict)
+        if not kept:
+            pieces = ((len(part), feeds) for part, feeds, _ in self.inputs.pieces(self.size, numbers))
+            kept.update(noise(self.reference, names, pieces, self.change))
+        return dict(kept)
+
+    def digest(self, numbers: Sequence[int]) -> str:
+        """Of what the reference is fed with."""
+        total = hashlib.sha256()
+        for number in numbers:
+            for name, array in sorted(self.inputs.reference.read(number).feeds.items()):
+                total.update(name.encode() + str(array.dtype).encode() + str(array.shape).encode() + array.tobytes())
+        return total.hexdigest()
+
+
+def session(
+    reference: Model,
+    candidate: Model,
+    inputs: Both,
+    *,
+    given: Mapping[str, str] | None,
+    change: Change | None,
+    providers: Sequence[str] | None,
+) -> Session:
+    """Look at both models and align them.
+
+    Raises:
+        InputError, UnsupportedModelError: inputs or models that onnxruntime refuses; an alignment that cannot be.
+    """
+    runtime.check_providers(providers)
+    found, why = change_of(reference, candidate) if change is None else (change, "The user said so.")
+    probes = Probe(reference, providers), Probe(candidate, providers)
+    numbers, feeds, candidate_feeds = next(inputs.pieces(_SAMPLES))
+    pairs = align(*probes, feeds, candidate_feeds, given)
+    size = at_once(_sizes(probes[0], feeds), len(numbers))
+    return Session(
+        reference=probes[0], candidate=probes[1], inputs=inputs, change=found, why=why, alignment=pairs, size=size
+    )
+
+
+def _sizes(probe: Probe, feeds: Arrays) -> Mapping[str, Arrays]:
+    return probe.values(feeds, probe.names)

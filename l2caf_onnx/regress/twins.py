@@ -1,0 +1,153 @@
+"""Twins: the reference, changed as harmlessly as a candidate of that class may be, for what is noise on these inputs.
+
+How far a tensor may move without a fault hangs on the model, the tensor and the input; so it is measured on a twin: for
+float32 activations off by a rounding or two, for float16 weights and activations rounded to it, for int8 weights
+rounded to 8 bits a channel and activations to 8 bits a tensor, between the extremes that they have here. What is
+measured on a few samples gets a factor for those that were not seen and for other ways of doing the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from l2caf_onnx.graph.model import Model
+from l2caf_onnx.graph.nodes import attribute
+from l2caf_onnx.graph.segments import with_weights
+from l2caf_onnx.records import Change
+
+from .local import relative, remade
+from .probe import Arrays, Probe, Real
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How the noise of a class becomes the tolerance of a tensor: `factor` times it, and at least `floor`."""
+
+    factor: float
+    floor: float
+    twin: str
+
+
+MEASURES: dict[Change, Measure] = {
+    "identical": Measure(30.0, 1e-4, "the reference with activations off by 1e-6"),
+    "float32": Measure(30.0, 1e-4, "the reference with activations off by 1e-6"),
+    "float16": Measure(4.0, 2e-3, "the reference with weights and activations rounded to float16"),
+    "int8": Measure(
+        3.0, 5e-3, "the reference with weights rounded to 8 bits a channel, activations to 8 bits a tensor"
+    ),
+}
+"""Factors are set on models that the fault bench does not use: `tests/test_regress_twins.py` holds them to these."""
+
+_JITTER = 1e-6
+
+
+def noise(
+    reference: Probe, names: Sequence[str], pieces: Iterable[tuple[int, Arrays]], change: Change
+) -> dict[str, float]:
+    """For each tensor the largest local error that the class's twin has there, over the samples of all pieces.
+
+    Args:
+        reference: The model.
+        names: Its tensors.
+        pieces: (samples, feeds) of the reference.
+        change: The class; "retrained" has no twin, and infinite noise.
+    """
+    found = dict.fromkeys(names, 0.0)
+    if change == "retrained":
+        return dict.fromkeys(names, np.inf)
+    model = rounded(reference.model, change)
+    for count, feeds in pieces:
+        values = reference.values(feeds, names)
+        fed = {name: _rounded(value, change, k) for k, (name, value) in enumerate(values.items())}
+        outside = {n: _rounded(v, change, -1) if v.dtype == np.float32 else v for n, v in feeds.items()}
+        made = remade(reference, fed, outside, model)
+        for name in names:
+            after = _rounded(made[name], change, 0) if change != "float32" else made[name]
+            found[name] = max(found[name], float(relative(values[name], after, count).max()))
+    return found
+
+
+def tolerances(noise: Mapping[str, float], change: Change) -> dict[str, float]:
+    """What a local error may be, for the noise of each tensor."""
+    if change == "retrained":
+        return dict.fromkeys(noise, np.inf)
+    measure = MEASURES[change]
+    return {name: max(measure.factor * value, measure.floor) for name, value in noise.items()}
+
+
+def rounded(model: Model, change: Change) -> Model:
+    """The model with its weights rounded as harmlessly as the class allows."""
+    if change == "float16":
+        return model.cache.get(("twin", change), lambda: _half(model))
+    if change == "int8":
+        return model.cache.get(("twin", change), lambda: _eight_bits(model))
+    return model
+
+
+def _rounded(values: Real, change: Change, seed: int) -> Real:
+    if change == "float16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32)
+    if change == "int8":
+        return _to_bits(values, float(min(values.min(initial=0.0), 0.0)), float(max(values.max(initial=0.0), 0.0)))
+    jitter = np.random.default_rng([seed + 1, values.size]).uniform(-_JITTER, _JITTER, values.shape)
+    return (values * (1 + jitter)).astype(np.float32)
+
+
+def _to_bits(values: Real, low: float, high: float) -> Real:
+    """Rounded to 256 steps between `low` and `high`."""
+    step = (high - low) / 255
+    if not np.isfinite(step) or step <= 0:
+        return values
+    return (np.clip(np.rint((values - low) / step), 0, 255) * step + low).astype(np.float32)
+
+
+def _stored(model: Model, name: str) -> NDArray[np.float32] | None:
+    tensor = model.initialisers.get(name)
+    if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT:
+        return None
+    folder = str(model.base_dir) if model.base_dir is not None else ""
+    return np.array(onnx.numpy_helper.to_array(tensor, folder))
+
+
+def _half(model: Model) -> Model:
+    found = {}
+    for name in model.initialisers:
+        values = _stored(model, name)
+        if values is not None and values.ndim >= 1:
+            with np.errstate(over="ignore"):
+                half = values.astype(np.float16).astype(np.float32)
+            found[name] = np.where(np.isfinite(half), half, values).astype(np.float32)
+    return with_weights(model, found, name=f"{model.name}, weights in float16")
+
+
+def _eight_bits(model: Model) -> Model:
+    found = {}
+    for node in model.proto.graph.node:
+        axis = _channel_axis(node)
+        if axis is None or len(node.input) < 2:
+            continue
+        values = _stored(model, node.input[1])
+        if values is None or values.ndim < 2:
+            continue
+        others = tuple(a for a in range(values.ndim) if a != axis % values.ndim)
+        step = np.abs(values).max(axis=others, keepdims=True) / 127
+        step = np.where(step > 0, step, 1)
+        found[node.input[1]] = (np.rint(values / step) * step).astype(np.float32)
+    return with_weights(model, found, name=f"{model.name}, weights in 8 bits")
+
+
+def _channel_axis(node: onnx.NodeProto) -> int | None:
+    """The axis of a node's weight along which its output channels run; None for operators that are not quantised."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return -1 if node.op_type == "MatMul" else None
