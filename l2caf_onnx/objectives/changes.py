@@ -57,6 +57,7 @@ OUTPUTS = Objective(
     source="Taha et al. 2020, equation 1 (class-oblivious; for embeddings the squared distance)",
     class_specific=False,
     form="squares",
+    joins="mean",
     _losses=_outputs_changed,
 )
 
@@ -65,6 +66,7 @@ COSINE = Objective(
     formula="1 - cos(NT, FT)",
     source="the distance of normalised embeddings (Schroff et al., FaceNet, CVPR 2015)",
     class_specific=False,
+    joins="mean",
     _losses=_away_from,
 )
 
@@ -74,6 +76,7 @@ SIMILARITY = Objective(
     source="why two inputs match (Stylianou et al., Visualizing Deep Similarity Networks, WACV 2019)",
     class_specific=False,
     against="reference",
+    joins="mean",
     _losses=_unlike,
 )
 
@@ -83,5 +86,6 @@ VALUE = Objective(
     source="activation maximisation of any unit (Erhan et al. 2009), by a filter in place of the input",
     class_specific=False,
     form="linear",
+    joins="sum",
     _losses=_minus_value,
 )

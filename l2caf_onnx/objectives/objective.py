@@ -30,6 +30,8 @@ class Objective:
         may_have_target: Whether it takes a target but does not need one.
         against: What the filtered outputs are held against: the model's own, or those for the input `reference`.
         form: "linear" in FT; "squares": the mean over the outputs of the mean of (NT - FT)^2; None: neither.
+        joins: How it makes one loss of several outputs, each of which has its own: "mean" or "sum"; None: it reads
+            them together.
         ranks: Whether `terms` depends on how the unfiltered model ranks the classes.
     """
 
@@ -40,6 +42,7 @@ class Objective:
     may_have_target: bool = False
     against: Literal["normal", "reference"] = "normal"
     form: Form | None = None
+    joins: Literal["mean", "sum"] | None = None
     ranks: bool = False
     _losses: Losses
     _terms: Terms | None = None

@@ -3,7 +3,8 @@
 One term is `[WEIGHT *] OUTPUT [INDEX] [.max() | .min() | .mean() | .sum()]`, as in `boxes[0, 12, 4]`, `logits[:, :, 3,
 5]`, `0.5 * scores[:, :, 7].max()`. The index is numpy's, of the output as the model gives it, its batch axis included,
 of which 0 or `:` is written: every sample is asked the same. What is watched then takes the place of the outputs, for
-any objective.
+any objective. A weight is that of the term's own loss where an objective has one for each output, a part of the whole
+where it is their mean; of class scores, which are read together, it is a factor.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
 
+import torch
 from torch import Tensor
 
 from l2caf_onnx.errors import InputError
@@ -47,7 +49,7 @@ class Term:
     weight: float
 
     def of(self, outputs: Outputs, batch: int, samples: int) -> Tensor:
-        """What is watched, (N, ...), `batch` being the axis of the samples in the model's own output, or -1."""
+        """What is watched, (N, ...), unweighted; `batch`: the axis of the samples in the model's own output, or -1."""
         value = by_sample(self.output, widened(outputs[self.output]), samples)
         found = value[self._placed(value.ndim, batch, value.shape)]
         if found.numel() == 0:
@@ -57,7 +59,7 @@ class Term:
         if self.reduction:
             flat = found.reshape(samples, -1)
             found = getattr(flat, {"max": "amax", "min": "amin"}.get(self.reduction, self.reduction))(1)
-        return found * self.weight
+        return found
 
     def _placed(self, rank: int, batch: int, shape: Sequence[int]) -> Index:
         """The index for an output with its samples in front; `batch` -1: the model's own has no axis of samples."""
@@ -102,7 +104,7 @@ class Selection:
         return all(t.reduction in ("", "mean", "sum") for t in self.terms)
 
     def of(self, outputs: Outputs, samples: int) -> dict[str, Tensor]:
-        """What is watched, batch first, by the text of its term."""
+        """What is watched, batch first and unweighted, by the text of its term."""
         return {t.text: t.of(outputs, self.batch[t.output], samples) for t in self.terms}
 
 
@@ -113,9 +115,12 @@ def selection(text: str | Sequence[str], batch: Mapping[str, int]) -> Selection:
         InputError: no such output, or not of that form.
     """
     parts = [text] if isinstance(text, str) else list(text)
-    if not parts:
-        raise InputError("The selection is empty.", how=_HOW)
-    return Selection(tuple(_term(part, list(batch)) for part in parts), dict(batch))
+    terms = tuple(_term(part, list(batch)) for part in parts)
+    if not any(t.weight for t in terms):
+        raise InputError("The selection is empty, or all of its weights are 0.", where=f"{parts}.", how=_HOW)
+    if len({t.text for t in terms}) < len(terms):
+        raise InputError("A term is selected twice.", where=f"{', '.join(parts)}.", how="Give it one weight.")
+    return Selection(terms, dict(batch))
 
 
 def selected(objective: Objective, text: str | Sequence[str], batch: Mapping[str, int]) -> Objective:
@@ -126,9 +131,20 @@ def selected(objective: Objective, text: str | Sequence[str], batch: Mapping[str
     """
     chosen = selection(text, batch)
 
+    weights = {t.text: t.weight for t in chosen.terms}
+
     def losses(filtered: Outputs, normal: Outputs, samples: int, target: Tensor | None) -> Tensor:
-        before = chosen.of(normal, samples) if normal else normal
-        return objective.losses(chosen.of(filtered, samples), before, samples=samples, target=target)
+        after = chosen.of(filtered, samples)
+        before = chosen.of(normal, samples) if normal else {}
+        if objective.joins is None:
+            after, before = ({k: v * weights[k] for k, v in own.items()} for own in (after, before))
+            return objective.losses(after, before, samples=samples, target=target)
+        total = torch.zeros(())
+        for name, value in after.items():
+            against = {name: before[name]} if before else {}
+            own = objective.losses({name: value}, against, samples=samples, target=target)
+            total = total.to(own) + weights[name] * own
+        return total if objective.joins == "sum" else total / sum(abs(w) for w in weights.values())
 
     form: Form | None = "linear" if objective.form == "linear" and chosen.linear else None
     watched = " + ".join(t.text for t in chosen.terms)
