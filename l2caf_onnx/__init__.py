@@ -29,7 +29,22 @@ if TYPE_CHECKING:
     from .graph.cut import Cut, cut
     from .graph.insert import insert_filter
     from .graph.model import Model, load
-    from .records import Attention, Breakpoint, Certificate, Parity, TensorInfo
+    from .records import (
+        Aligned,
+        Attention,
+        Baseline,
+        Bisection,
+        Breakpoint,
+        Certificate,
+        Comparison,
+        NodeError,
+        Parity,
+        Score,
+        TensorInfo,
+        Threshold,
+    )
+    from .regress.bisect import bisect
+    from .regress.compare import compare
     from .runtime import run
     from .tail import to_torch
 
@@ -51,7 +66,25 @@ _HOME = {
     "Model": ".graph.model",
     "run": ".runtime",
     "to_torch": ".tail",
-    **dict.fromkeys(["Attention", "Breakpoint", "Certificate", "Parity", "TensorInfo"], ".records"),
+    "bisect": ".regress.bisect",
+    "compare": ".regress.compare",
+    **dict.fromkeys(
+        [
+            "Aligned",
+            "Attention",
+            "Baseline",
+            "Bisection",
+            "Breakpoint",
+            "Certificate",
+            "Comparison",
+            "NodeError",
+            "Parity",
+            "Score",
+            "TensorInfo",
+            "Threshold",
+        ],
+        ".records",
+    ),
     **dict.fromkeys(
         [
             "CutError",
@@ -67,25 +100,34 @@ _HOME = {
 }
 
 __all__ = [
+    "Aligned",
     "Attention",
+    "Baseline",
+    "Bisection",
     "Breakpoint",
     "Certificate",
+    "Comparison",
     "Cut",
     "CutError",
     "Evaluation",
     "InputError",
     "L2cafError",
     "Model",
+    "NodeError",
     "Parity",
     "ParityError",
     "Query",
+    "Score",
     "SolverError",
     "TensorInfo",
     "TensorNotFoundError",
+    "Threshold",
     "UnsupportedModelError",
     "attend",
     "attend_many",
+    "bisect",
     "breakpoints",
+    "compare",
     "cut",
     "evaluate",
     "insert_filter",

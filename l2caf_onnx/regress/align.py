@@ -116,7 +116,7 @@ def _forms(values: Real) -> Iterator[Order]:
 
 def _print(name: str, order: Order, values: Real) -> _Print:
     flat = reordered(values, order).reshape(-1)
-    places = np.random.default_rng(flat.size).integers(0, flat.size, min(PLACES, flat.size)) if flat.size else []
+    places = np.random.default_rng(flat.size).integers(0, max(flat.size, 1), min(PLACES, flat.size))
     taken = np.nan_to_num(flat[places].astype(np.float64), posinf=0.0, neginf=0.0)
     centred = taken - taken.mean() if taken.size else taken
     length = float(np.linalg.norm(centred))

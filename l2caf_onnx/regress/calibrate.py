@@ -18,7 +18,7 @@ from l2caf_onnx.records import Change
 
 from .attention import attention_of
 from .given import stacked_of
-from .metrics import of
+from .metrics import metrics_of
 from .outputs import outputs_of
 from .thresholds import Thresholds, widened
 from .twins import rounded
@@ -72,9 +72,8 @@ def _outputs(data: Data, change: Change, providers: Sequence[str] | None) -> dic
     floors: dict[str, float] = {}
     for name, x in plain.items():
         for y in (o[name] for o in others if name in o and o[name].shape == x.shape):
-            for metric in of("output"):
-                if metric.needs is None:
-                    _note(floors, f"output.{metric.name}@{name}", metric.values(x, y), metric.above)
+            for metric in metrics_of("output"):
+                _note(floors, f"output.{metric.name}@{name}", metric(x, y), metric.above)
     return floors
 
 
@@ -98,8 +97,8 @@ def _attention(
     floors: dict[str, float] = {}
     for name in at:
         for variant in variants:
-            for metric in of("attention"):
-                values = metric.values(plain[name].filters, variant[name].filters)
+            for metric in metrics_of("attention"):
+                values = metric(plain[name].filters, variant[name].filters)
                 _note(floors, f"attention.{metric.name}@{name}", values, metric.above)
     return floors
 

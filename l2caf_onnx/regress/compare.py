@@ -21,7 +21,7 @@ from .bisect import local_errors, notes_of
 from .calibrate import calibrated
 from .given import both
 from .identity import identity
-from .metrics import of
+from .metrics import metrics_of
 from .session import Session, session
 from .thresholds import Stated, Thresholds, bundled, given, score
 
@@ -161,8 +161,8 @@ def compare(
 def attention_scores(pair: Pair, thresholds: Sequence[Thresholds]) -> list[Score]:
     """Every metric of the attention at a breakpoint."""
     return [
-        score("attention", pair.at, m.name, m.values(pair.reference, pair.candidate), thresholds)
-        for m in of("attention")
+        score("attention", pair.at, m.name, m(pair.reference, pair.candidate), thresholds)
+        for m in metrics_of("attention")
     ]
 
 

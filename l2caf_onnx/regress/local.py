@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ def remade(probe: Probe, fed: Mapping[str, Real], feeds: Arrays, model: Model | 
     found: dict[str, Real] = {}
     for part in chunks(list(fed), sizes, MOST):
         key = ("segment", tuple(part), tuple(stored[n].ndim for n in part), tuple(sorted(fed)))
-        piece = own.cache.get(key, lambda part=part: segment(own, part, stored))
+        piece = own.cache.get(key, partial(segment, own, part, stored))
         given = {i.name: stored[i.name.removesuffix(FED)] for i in piece.inputs}
         found |= {n: probe.real(n, v) for n, v in runtime.run(piece, given, providers=probe.providers).items()}
     return found

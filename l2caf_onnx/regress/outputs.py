@@ -10,16 +10,19 @@ from numpy.typing import NDArray
 
 from l2caf_onnx import runtime
 from l2caf_onnx.errors import InputError
+from l2caf_onnx.evaluation.data import Data
 from l2caf_onnx.explain.batches import batches
 from l2caf_onnx.graph.layout import layouts
 from l2caf_onnx.graph.model import Model
+from l2caf_onnx.records import Score
 
-from .given import Both, Data, stacked_of
-from .metrics import of
+from .given import Both, stacked_of
+from .metrics import metrics_of
 from .probe import Arrays
-from .thresholds import Score, Thresholds, score
+from .thresholds import Thresholds, score
 
 AT_ONCE = 32
+OF_CLASSES = ("top1", "top5", "kl")  # metrics of one vector of class scores an input
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,10 @@ def matched(both: Both, *, level: runtime.Level = "disable", providers: Sequence
 
 def scores(pair: Matched, thresholds: Sequence[Thresholds]) -> list[Score]:
     """Every metric of an output."""
-    rows = pair.reference.reshape(len(pair.reference), -1)
-    is_scores = sum(s > 1 for s in pair.reference.shape[1:]) == 1 and rows.shape[1] > 1
     return [
-        score("output", pair.name, m.name, m.values(pair.reference, pair.candidate), thresholds)
-        for m in of("output")
-        if m.needs != "scores" or is_scores
+        score("output", pair.name, m.name, m(pair.reference, pair.candidate), thresholds)
+        for m in metrics_of("output")
+        if m.name not in OF_CLASSES or sum(s > 1 for s in pair.reference.shape[1:]) == 1
     ]
 
 

@@ -81,10 +81,10 @@ class Probe:
         kind = tensors(self.model)[name].dtype if name in tensors(self.model) else "float32"
         if kind not in _INTEGERS:
             with np.errstate(over="ignore"):
-                return values.astype(kind if kind in ("float16", "float64") else np.float32)
+                return np.asarray(values, kind if kind in ("float16", "float64") else np.float32)
         scale, zero = self._scale(name, values.ndim)
         low, high = _INTEGERS[kind]
-        return np.clip(np.rint(values / scale) + zero, low, high).astype(kind)
+        return np.asarray(np.clip(np.rint(values / scale) + zero, low, high), kind)
 
     def _is_real(self, name: str, dtype: str) -> bool:
         return dtype in FLOATS or (dtype in _INTEGERS and self._described(name))

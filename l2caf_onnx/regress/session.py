@@ -14,7 +14,7 @@ from .align import align
 from .change import change_of
 from .given import Both
 from .local import at_once
-from .probe import Arrays, Probe
+from .probe import Arrays, Probe, Real
 from .twins import noise
 
 _SAMPLES = 2  # whose tensors are looked at to align
@@ -94,5 +94,5 @@ def session(
     )
 
 
-def _sizes(probe: Probe, feeds: Arrays) -> Mapping[str, Arrays]:
+def _sizes(probe: Probe, feeds: Arrays) -> Mapping[str, Real]:
     return probe.values(feeds, probe.names)

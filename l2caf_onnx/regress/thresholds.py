@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from l2caf_onnx.errors import InputError, nearest
 from l2caf_onnx.records import Change, Score, Subject, Threshold
 
-from .metrics import METRICS
+from .metrics import TABLE
 
 Thresholds = Mapping[str, Threshold]
 Stated = Mapping[str, float] | str | Path | None
 
-ABOVE = {"tensor.local": True, "tensor.inherited": True, "tensor.sketch": True} | {
-    f"{m.subject}.{m.name}": m.above for m in METRICS
+ABOVE = {"tensor.local": True, "tensor.inherited": True} | {
+    f"{subject}.{m.name}": m.above for m in TABLE for subject in m.subjects
 }
 """Every "subject.metric" and whether larger values are worse."""
 

@@ -92,11 +92,11 @@ def rounded(model: Model, change: Change) -> Model:
 def _rounded(values: Real, change: Change, seed: int) -> Real:
     if change == "float16":
         with np.errstate(over="ignore"):
-            return values.astype(np.float16).astype(np.float32)
+            return np.asarray(values.astype(np.float16), np.float32)
     if change == "int8":
         return _to_bits(values, float(min(values.min(initial=0.0), 0.0)), float(max(values.max(initial=0.0), 0.0)))
     jitter = np.random.default_rng([seed + 1, values.size]).uniform(-_JITTER, _JITTER, values.shape)
-    return (values * (1 + jitter)).astype(np.float32)
+    return np.asarray(values * (1 + jitter), np.float32)
 
 
 def _to_bits(values: Real, low: float, high: float) -> Real:
@@ -104,7 +104,7 @@ def _to_bits(values: Real, low: float, high: float) -> Real:
     step = (high - low) / 255
     if not np.isfinite(step) or step <= 0:
         return values
-    return (np.clip(np.rint((values - low) / step), 0, 255) * step + low).astype(np.float32)
+    return np.asarray(np.clip(np.rint((values - low) / step), 0, 255) * step + low, np.float32)
 
 
 def _stored(model: Model, name: str) -> NDArray[np.float32] | None:
