@@ -1,45 +1,32 @@
 """Which tensor of the candidate does the work of which tensor of the reference.
 
 Names are evidence, not proof: a name may be reused for something else, and a re-export, a fusion or a quantiser gives
-new ones. So each tensor has a fingerprint, its values at a few seeded places on the same inputs, in each order of axes
-in which a layout may have been turned; pairs are taken best first by the correlation of fingerprints (up to scale),
-with something on top for the same name, the same operator and the same depth, which decide where tensors are copies of
-one another or a fault has spoilt the numbers.
+new ones. What decides is how well the values on the same inputs explain each other. Behind a fault, where they do not,
+the graph does: what is made of aligned tensors by the same operator is the same. And what is aligned is then fed with
+the reference's values, so that what lies behind is seen again as if there were no fault.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from l2caf_onnx.errors import InputError, TensorNotFoundError
 from l2caf_onnx.records import Aligned
 
+from .feeding import Order, as_candidate, remade, reordered
+from .prints import likeness, sheets
 from .probe import Arrays, Probe, Real
 
-PLACES = 2048  # of a fingerprint
-_NAME, _OPERATOR, _DEPTH = 0.3, 0.05, 0.2  # what the same name and operator add, and a whole depth of distance takes
-_CLOSE, _TIE = 0.98, 0.1  # where some tensor correlates so well, names and operators add only this part of that
-_CLEAR, _AHEAD = 0.6, 0.08  # and nothing for one that is so far behind a tensor that correlates clearly
-_LEAST = 0.5  # correlation of a pair that names do not vouch for
-_VOUCHED = -0.2  # of one of the same name and operator: a fault may turn it about, what is unrelated is near 0
-_STRANGER = 0.9  # where the reused name's tensor has a like so close elsewhere, that is its pair
-ORDERS = (None, (0, 3, 1, 2), (0, 2, 3, 1), (0, 2, 1))
-"""Of the candidate's axes, to be the reference's: as they are, NHWC as NCHW, NCHW as NHWC, tokens or time turned."""
+__all__ = ["align", "reordered"]
 
-Order = tuple[int, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Print:
-    name: str
-    order: Order
-    values: NDArray[np.float64]  # as they are
-    unit: NDArray[np.float64]  # centred, of length 1
+_STRONG, _WEAK = 2.0, 0.3  # powers of ten of evidence: a tenth of the size unexplained; correlation 0.7
+_NAME, _OPERATOR, _DEPTH, _TURNED = 1.5, 0.3, 1.0, 0.05  # in the same measure; the depth is that of a whole network
+_TRUSTED = 0.5  # of the pairs that values tell: so many have the same name where names mean something
+_ROUNDS = 12
+_CARRIERS = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Dropout")
 
 
 def align(
@@ -60,42 +47,20 @@ def align(
     """
     pairs = dict(given or {})
     _check(reference, candidate, pairs)
-    ours = reference.values(feeds, reference.names)
-    theirs = candidate.values(candidate_feeds, candidate.names)
-    found: dict[str, Aligned] = {}
+    found = _Alignment(
+        reference, candidate, reference.values(feeds, reference.names),
+        candidate.values(candidate_feeds, candidate.names), candidate_feeds,
+    )  # fmt: skip
     for name, other in pairs.items():
-        if ours[name].size != theirs[other].size:
-            raise InputError(
-                f"{name!r} has the shape {ours[name].shape}, {other!r} {theirs[other].shape}.",
-                where="The alignment that was given.",
-                how="Name two tensors of the same content.",
-            )
-        found[name] = _best_order(name, other, ours[name], theirs[other])
-    taken = set(pairs.values())
-    for name, sheet, correlation in _ranked(reference, candidate, ours, theirs):
-        if name in found or sheet.name in taken:
-            continue
-        how = "name" if name == sheet.name else "activations" if correlation >= _LEAST else "position"
-        found[name] = Aligned(
-            reference=name, candidate=sheet.name, how=how, order=sheet.order,
-            scale=_scale(_print(name, None, ours[name]), sheet), confidence=max(correlation, 0.0),
-        )  # fmt: skip
-        taken.add(sheet.name)
-    return tuple(found[name] for name in reference.names if name in found)
-
-
-def reordered(values: Real, order: Order, shape: tuple[int, ...] | None = None) -> Real:
-    """The candidate's values with their axes in the reference's order, and in its shape where that is given."""
-    turned = values if order is None else values.transpose(order)
-    return turned if shape is None or turned.shape == shape else turned.reshape(shape)
-
-
-def turned_back(values: Real, order: Order, shape: tuple[int, ...]) -> Real:
-    """The reference's values as the candidate has them, in its `shape`."""
-    if order is None:
-        return values.reshape(shape)
-    turned = tuple(shape[k] for k in order)
-    return values.reshape(turned).transpose(np.argsort(order).tolist())
+        found.give(name, other)
+    found.by_values(found.theirs, _STRONG)
+    for turn in range(_ROUNDS):
+        known = len(found.pairs)
+        found.by_graph()
+        found.by_values(found.seen_again(), _STRONG)
+        if len(found.pairs) == known and (turn == _ROUNDS - 1 or not found.by_values(found.theirs, _WEAK, most=1)):
+            break
+    return found.settled()
 
 
 def _check(reference: Probe, candidate: Probe, pairs: Mapping[str, str]) -> None:
@@ -109,69 +74,201 @@ def _check(reference: Probe, candidate: Probe, pairs: Mapping[str, str]) -> None
         raise InputError("Two tensors were aligned with the same one.", how="Give each its own.")
 
 
-def _forms(values: Real) -> Iterator[Order]:
-    """The orders of axes that a tensor of that rank may be seen in."""
-    yield from (o for o in ORDERS if o is None or (len(o) == values.ndim and prod(values.shape[1:]) > 1))
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A pair that values speak for."""
+
+    score: float
+    reference: str
+    candidate: str
+    order: Order
+    scale: float
 
 
-def _print(name: str, order: Order, values: Real) -> _Print:
-    flat = reordered(values, order).reshape(-1)
-    places = np.random.default_rng(flat.size).integers(0, max(flat.size, 1), min(PLACES, flat.size))
-    taken = np.nan_to_num(flat[places].astype(np.float64), posinf=0.0, neginf=0.0)
-    centred = taken - taken.mean() if taken.size else taken
-    length = float(np.linalg.norm(centred))
-    return _Print(name, order, taken, centred / length if length > 0 else centred)
+class _Alignment:
+    """Pairs on their way."""
 
+    def __init__(
+        self,
+        reference: Probe,
+        candidate: Probe,
+        ours: Mapping[str, Real],
+        theirs: Mapping[str, Real],
+        candidate_feeds: Arrays,
+    ) -> None:
+        self.reference, self.candidate, self.ours, self.theirs = reference, candidate, ours, theirs
+        self.candidate_feeds = candidate_feeds
+        self.pairs: dict[str, Aligned] = {}
+        self.counterpart: dict[str, str] = {}  # candidate's -> reference's, graph inputs too
+        names = [i.name for i in reference.model.inputs]
+        for k, info in enumerate(candidate.model.inputs):
+            if info.name in names or k < len(names):
+                self.counterpart[info.name] = info.name if info.name in names else names[k]
 
-def _ranked(
-    reference: Probe, candidate: Probe, ours: Mapping[str, Real], theirs: Mapping[str, Real]
-) -> list[tuple[str, _Print, float]]:
-    """(reference's tensor, candidate's print, correlation) of all pairs that may be one, best first."""
-    sizes: dict[int, list[str]] = {}
-    for name, values in ours.items():
-        sizes.setdefault(values.size, []).append(name)
-    sheets: dict[int, list[_Print]] = {}
-    for name, values in theirs.items():
-        if values.size in sizes:
-            sheets.setdefault(values.size, []).extend(_print(name, o, values) for o in _forms(values))
-    found: list[tuple[float, int, str, _Print, float]] = []
-    for size, names in sizes.items():
-        if size not in sheets:
-            continue
-        forms = sheets[size]
-        units = np.stack([_print(n, None, ours[n]).unit for n in names])
-        table = units @ np.stack([f.unit for f in forms]).T
-        for row, name in zip(table, names, strict=True):
-            best = float(row.max())
-            for correlation, form in zip(row.tolist(), forms, strict=True):
-                same_name = name == form.name
-                same_op = reference.model.op_of(name) == candidate.model.op_of(form.name)
-                own_name_elsewhere = form.name in ours and not same_name
-                if correlation < (_VOUCHED if same_name and same_op and form.order is None else _LEAST):
+    def give(self, name: str, other: str) -> None:
+        """Take a pair from the user."""
+        if self.ours[name].size != self.theirs[other].size:
+            raise InputError(
+                f"{name!r} has the shape {self.ours[name].shape}, {other!r} {self.theirs[other].shape}.",
+                where="The alignment that was given.",
+                how="Name two tensors of the same content.",
+            )
+        best = max(self._choices({name: self.ours[name]}, {other: self.theirs[other]}, 0.0), key=lambda c: c.score)
+        self._take(name, other, "given", best.order, best.scale)
+
+    def by_values(self, theirs: Mapping[str, Real], least: float, most: int | None = None) -> bool:
+        """Take the pairs with at least so much evidence, the best first; whether there were any."""
+        ours = {n: v for n, v in self.ours.items() if n not in self.pairs}
+        free = {n: v for n, v in theirs.items() if n not in self.counterpart}
+        taken = 0
+        for choice in sorted(self._choices(ours, free, least), key=lambda c: -c.score):
+            if self._may(choice.reference, choice.candidate):
+                how = "name" if choice.reference == choice.candidate else "activations"
+                self._take(choice.reference, choice.candidate, how, choice.order, choice.scale)
+                taken += 1
+                if taken == most:
+                    break
+        return taken > 0
+
+    def by_graph(self) -> None:
+        """Take what the same operator makes of aligned tensors, and what has the same name and operator, in order."""
+        trusted = self._names_are_trusted()
+        for node in self.candidate.model.proto.graph.node:
+            for place, name in enumerate(node.output):
+                if name not in self.theirs or name in self.counterpart:
                     continue
-                if own_name_elsewhere and correlation < _STRANGER:
-                    continue
-                apart = abs(reference.depth[name] - candidate.depth[form.name])
-                behind = best >= _CLEAR and correlation < best - _AHEAD
-                part = 0.0 if behind else _TIE if best >= _CLOSE else 1.0
-                score = correlation + part * (_NAME * same_name + _OPERATOR * same_op) - _DEPTH * apart
-                score -= 0.01 * (form.order is not None)  # of a tensor with one row or column both orders are the same
-                found.append((-score, len(found), name, form, correlation))
-    return [(name, form, correlation) for _, _, name, form, correlation in sorted(found, key=lambda f: f[:2])]
+                other, how = self._by_position(name, place), "position"
+                if trusted and self._by_name(name):
+                    other, how = name, "name"
+                if other is not None:
+                    self._take(other, name, how, self._order(other, name), 1.0)
 
+    def seen_again(self) -> dict[str, Real]:
+        """What the candidate makes, fed with the reference's values of all that is aligned."""
+        left = [n for n in self.theirs if n not in self.counterpart]
+        if not left or len(self.pairs) == len(self.ours):
+            return {}
+        fed = {
+            p.candidate: as_candidate(p, self.ours[p.reference], self.theirs[p.candidate].shape)
+            for p in self.pairs.values()
+        }
+        return remade(self.candidate, fed, self.candidate_feeds, left)
 
-def _best_order(name: str, other: str, ours: Real, theirs: Real) -> Aligned:
-    own = _print(name, None, ours)
-    forms = [_print(other, o, theirs) for o in _forms(theirs)]
-    best = max(forms, key=lambda f: float(own.unit @ f.unit))
-    return Aligned(
-        reference=name, candidate=other, how="given", order=best.order, scale=_scale(own, best),
-        confidence=max(float(own.unit @ best.unit), 0.0),
-    )  # fmt: skip
+    def settled(self) -> tuple[Aligned, ...]:
+        """The pairs in order; a scale is believed where what follows is the same again without one."""
+        ordered = [self.pairs[name] for name in self.reference.names if name in self.pairs]
+        for k, pair in enumerate(ordered):
+            if pair.scale != 1.0 and not self._made_good(pair):
+                ordered[k] = Aligned(
+                    reference=pair.reference, candidate=pair.candidate, how=pair.how, order=pair.order, scale=1.0,
+                    confidence=pair.confidence,
+                )  # fmt: skip
+        return tuple(ordered)
 
+    def _choices(self, ours: Mapping[str, Real], theirs: Mapping[str, Real], least: float) -> Iterator[_Choice]:
+        one, other = sheets(ours, turned=False), sheets(theirs, turned=True)
+        for size in one.keys() & other.keys():
+            alike = likeness(one[size], other[size])
+            for i, k in zip(*np.nonzero(alike.evidence >= least), strict=True):
+                name, its, order = one[size].names[i], other[size].names[k], other[size].orders[k]
+                score = float(alike.evidence[i, k]) + self._bonus(name, its) - _TURNED * (order is not None)
+                yield _Choice(score, name, its, order, float(alike.scale[i, k]))
 
-def _scale(own: _Print, other: _Print) -> float:
-    """What the other's values are multiplied by; 1 where that is within a tenth, which rounding and faults explain."""
-    square = float(other.values @ other.values)
-    found = float(own.values @ other.values) / square if square > 0 else 1.0
-    return 1.0 if abs(found - 1) < 0.1 or found <= 0 else found
+    def _bonus(self, name: str, other: str) -> float:
+        same = self.reference.model.op_of(name) == self.candidate.model.op_of(other)
+        apart = abs(self.reference.depth[name] - self.candidate.depth[other])
+        return _NAME * (name == other) + _OPERATOR * same - _DEPTH * apart
+
+    def _may(self, name: str, other: str) -> bool:
+        """Whether both are free, and what is aligned lies on the same sides of both."""
+        if name in self.pairs or other in self.counterpart:
+            return False
+        before, before_other = self.reference.before, self.candidate.before
+        return not any(
+            (p.reference in before[name] and other in before_other[p.candidate])
+            or (name in before[p.reference] and p.candidate in before_other[other])
+            for p in self.pairs.values()
+        )
+
+    def _take(self, name: str, other: str, how: str, order: Order, scale: float) -> None:
+        one = sheets({name: self.ours[name]}, turned=False)[self.ours[name].size]
+        seen = sheets({other: reordered(self.theirs[other], order)}, turned=False)[self.ours[name].size]
+        alike = likeness(one, seen)
+        self.pairs[name] = Aligned(
+            reference=name, candidate=other, how=how, order=order, scale=scale,
+            confidence=max(float(alike.correlation[0, 0]), 0.0),
+        )  # fmt: skip
+        self.counterpart[other] = name
+
+    def _names_are_trusted(self) -> bool:
+        told = [p for p in self.pairs.values() if p.how in ("name", "activations") and p.candidate in self.ours]
+        return sum(p.reference == p.candidate for p in told) >= _TRUSTED * len(told)
+
+    def _by_name(self, name: str) -> bool:
+        return (
+            name in self.ours
+            and self.ours[name].size == self.theirs[name].size
+            and self.reference.model.op_of(name) == self.candidate.model.op_of(name)
+            and self._may(name, name)
+        )
+
+    def _by_position(self, name: str, place: int) -> str | None:
+        """The reference's tensor that the same operator makes of the counterparts of what `name` is made of."""
+        model, other = self.candidate.model, self.reference.model
+        made_of = self._roots(self.candidate, name, self.counterpart)
+        if not made_of or any(r not in self.counterpart for r in made_of):
+            return None
+        wanted = [self.counterpart[r] for r in made_of]
+        fitting = []
+        for index in {i for w in wanted for i in self._readers(w)}:
+            node = other.proto.graph.node[index]
+            if node.op_type != model.op_of(name) or place >= len(node.output):
+                continue
+            made = node.output[place]
+            if (
+                made in self.ours
+                and self.ours[made].size == self.theirs[name].size
+                and sorted(self._roots(self.reference, made, wanted)) == sorted(wanted)
+                and self._may(made, name)
+            ):
+                fitting.append(made)
+        if len(fitting) < 2:
+            return fitting[0] if fitting else None
+        choices = self._choices({n: self.ours[n] for n in fitting}, {name: self.theirs[name]}, 0.0)
+        return max(choices, key=lambda c: c.score).reference
+
+    def _roots(self, probe: Probe, name: str, known: Mapping[str, str] | list[str]) -> list[str]:
+        """What the maker of a tensor reads of the data, seen through operators that only carry."""
+        found = []
+        for read in probe.model.reads[probe.model.producers[name]]:
+            while read not in known and probe.model.op_of(read) in _CARRIERS and read in probe.before:
+                read = probe.model.proto.graph.node[probe.model.producers[read]].input[0]
+            if read in known or read in probe.before:
+                found.append(read)
+        return found
+
+    def _readers(self, name: str) -> Iterator[int]:
+        """The reference's nodes that read a tensor, through carriers too."""
+        for index in self.reference.model.consumers.get(name, ()):
+            yield index
+            node = self.reference.model.proto.graph.node[index]
+            if node.op_type in _CARRIERS:
+                yield from self._readers(node.output[0])
+
+    def _order(self, name: str, other: str) -> Order:
+        """How the axes of a pair that values do not tell lie: as they are where the shapes agree."""
+        if self.ours[name].shape == self.theirs[other].shape:
+            return None
+        return max(
+            self._choices({name: self.ours[name]}, {other: self.theirs[other]}, 0.0), key=lambda c: c.score
+        ).order
+
+    def _made_good(self, pair: Aligned) -> bool:
+        later = [
+            p for p in self.pairs.values()
+            if p.scale == 1.0 and p.candidate != pair.candidate and pair.reference in self.reference.before[p.reference]
+        ]  # fmt: skip
+        behind = {p.reference: self.ours[p.reference] for p in later}
+        seen = {p.candidate: self.theirs[p.candidate] for p in later}
+        told = {(c.reference, c.candidate) for c in self._choices(behind, seen, _STRONG) if c.scale == 1.0}
+        return any((p.reference, p.candidate) in told for p in later)

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l2caf_onnx import runtime
-from l2caf_onnx.graph.model import Model
-from l2caf_onnx.graph.segments import FED, segment
 from l2caf_onnx.records import Aligned
 
-from .align import reordered, turned_back
-from .probe import Arrays, Probe, Real, chunks
+from .feeding import MOST, as_candidate, as_reference, remade
+from .probe import Arrays, Probe, Real
 
-MOST = 2**27  # bytes of activations that are fed to one run
 _LARGEST_BATCH = 16
 
 Errors = NDArray[np.float64]
@@ -66,32 +61,11 @@ def measured(
         shapes = {p.candidate: theirs[p.candidate].shape for p in pairs}
         inherited.append(_rows(pairs, ours, theirs, count))
         del theirs
-        fed = {p.candidate: turned_back(ours[p.reference], p.order, shapes[p.candidate]) for p in pairs}
+        fed = {p.candidate: as_candidate(p, ours[p.reference], shapes[p.candidate]) for p in pairs}
         local.append(_rows(pairs, ours, remade(candidate, fed, candidate_feeds), count))
         if told is not None:
             told(count)
     return Measured(np.concatenate(local, axis=1), np.concatenate(inherited, axis=1))
-
-
-def remade(probe: Probe, fed: Mapping[str, Real], feeds: Arrays, model: Model | None = None) -> dict[str, Real]:
-    """What the nodes of the model (of `model`, where weights differ) make of the tensors that are fed.
-
-    Args:
-        probe: Whose tensors they are.
-        fed: Real values of the tensors that are fed, and made anew.
-        feeds: Of the graph inputs.
-        model: The same graph with other weights.
-    """
-    own = model or probe.model
-    stored: Arrays = {**feeds, **{name: probe.stored(name, values) for name, values in fed.items()}}
-    sizes = {name: stored[name].nbytes for name in fed}
-    found: dict[str, Real] = {}
-    for part in chunks(list(fed), sizes, MOST):
-        key = ("segment", tuple(part), tuple(stored[n].ndim for n in part), tuple(sorted(fed)))
-        piece = own.cache.get(key, partial(segment, own, part, stored))
-        given = {i.name: stored[i.name.removesuffix(FED)] for i in piece.inputs}
-        found |= {n: probe.real(n, v) for n, v in runtime.run(piece, given, providers=probe.providers).items()}
-    return found
 
 
 def at_once(values: Mapping[str, Real], samples: int) -> int:
@@ -102,8 +76,7 @@ def at_once(values: Mapping[str, Real], samples: int) -> int:
 
 def _rows(pairs: Sequence[Aligned], ours: Mapping[str, Real], theirs: Mapping[str, Real], count: int) -> Errors:
     rows = [
-        relative(ours[p.reference], reordered(theirs[p.candidate], p.order, ours[p.reference].shape), count)
-        for p in pairs
+        relative(ours[p.reference], as_reference(p, theirs[p.candidate], ours[p.reference].shape), count) for p in pairs
     ]
     return np.stack(rows) if rows else np.zeros((0, count))
 

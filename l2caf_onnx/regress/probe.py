@@ -58,6 +58,16 @@ class Probe:
         deepest = max(found.values(), default=0) or 1
         return {name: value / deepest for name, value in found.items()}
 
+    @cached_property
+    def before(self) -> dict[str, frozenset[str]]:
+        """For each tensor the ones, and the graph inputs, that it is made of."""
+        found: dict[str, frozenset[str]] = {i.name: frozenset() for i in self.model.inputs}
+        for node, reads in zip(self.model.proto.graph.node, self.model.reads, strict=True):
+            known = [r for r in reads if r in found]
+            own = frozenset(known).union(*(found[r] for r in known))
+            found |= {o: own for o in node.output if o}
+        return found
+
     def values(self, feeds: Arrays, names: Sequence[str]) -> dict[str, Real]:
         """The tensors named, on one batch that the model takes at once."""
         wanted = [n for n in dict.fromkeys(names) if n not in feeds]

@@ -20,7 +20,8 @@ from l2caf_onnx.graph.nodes import attribute
 from l2caf_onnx.graph.segments import with_weights
 from l2caf_onnx.records import Change
 
-from .local import relative, remade
+from .feeding import remade
+from .local import relative
 from .probe import Arrays, Probe, Real
 
 
@@ -65,7 +66,7 @@ def noise(
         values = reference.values(feeds, names)
         fed = {name: _rounded(value, change, k) for k, (name, value) in enumerate(values.items())}
         outside = {n: _rounded(v, change, -1) if v.dtype == np.float32 else v for n, v in feeds.items()}
-        made = remade(reference, fed, outside, model)
+        made = remade(reference, fed, outside, None, model)
         for name in names:
             after = _rounded(made[name], change, 0) if change != "float32" else made[name]
             found[name] = max(found[name], float(relative(values[name], after, count).max()))
