@@ -155,6 +155,10 @@ def _drift(found: Comparison) -> list[dict[str, Any]]:
                   for x, s in zip(along, scores, strict=True) if s.threshold is not None]  # fmt: skip
         if limits:
             lines.append(Line("threshold", "limit", limits, dots=False))
+        if metric != "inherited" and "inherited" in groups:
+            own = sorted(groups["inherited"], key=lambda s: order.get(s.name, len(order)))
+            marks = [_mark(k / max(len(own) - 1, 1), s, 0, None) for k, s in enumerate(own)]
+            lines.append(Line("inherited, worst input", "inherited", marks, dots=False))
         named = metric if base is None else f"1 - {metric}"
         plots.append(_plot(f"Tensors inside: {metric}", lines, named, "tensors, in the order of the reference",
                            logarithmic=not decibels))  # fmt: skip

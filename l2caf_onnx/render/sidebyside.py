@@ -17,6 +17,7 @@ from PIL import Image
 
 from .page import OPACITY, blend
 
+PHOTO = "what the model saw"
 SIDE = 256  # pixels of the longer side
 _STRIP = 48  # pixels: height of a map along one axis
 DIFFERENCES = "RdBu_r"  # white where there is none
@@ -35,10 +36,25 @@ class Panels:
 
 
 def panels(reference: NDArray[np.floating], candidate: NDArray[np.floating], image: NDArray[np.uint8] | None) -> Panels:
-    """The maps of one input, (L,), (H, W) or (D, H, W) in [0, 1], over `image` (H, W, 3) where there is one.
+    """The maps of one input as data URIs; see `drawn`."""
+    shown, note = drawn(reference, candidate, image)
+    own = {name: _uri(pixels, photo=shown[0][0] == PHOTO) for name, pixels in shown}
+    return Panels(
+        photo=own.get(PHOTO),
+        reference=own["reference"],
+        candidate=own["candidate"],
+        difference=own["difference"],
+        note=note,
+    )
 
-    Of a volume the slice is shown in which they differ most. Maps of different shapes (an input of another size) are
-    compared at the reference's.
+
+def drawn(
+    reference: NDArray[np.floating], candidate: NDArray[np.floating], image: NDArray[np.uint8] | None
+) -> tuple[list[tuple[str, NDArray[np.uint8]]], str]:
+    """(name, pixels) of each picture, and a note: the maps of one input, (L,), (H, W) or (D, H, W) in [0, 1].
+
+    They are drawn over `image` (H, W, 3) where there is one. Of a volume the slice is shown in which they differ most.
+    Maps of different shapes (an input of another size) are stretched alike.
     """
     one, other, note = np.nan_to_num(reference), np.nan_to_num(candidate), ""
     if one.ndim > 2:
@@ -54,18 +70,16 @@ def panels(reference: NDArray[np.floating], candidate: NDArray[np.floating], ima
     high, wide = image.shape[:2] if image is not None else one.shape
     scale = SIDE / max(high, wide)
     size = (max(1, round(wide * scale)), _STRIP if one.shape[0] == 1 else max(1, round(high * scale)))
-    grey = colour = None
+    first, second = _fine(one, size), _fine(other, size)
+    shown: list[tuple[str, NDArray[np.uint8]]] = []
+    grey = None
     if image is not None and one.shape[0] > 1:
         photo = Image.fromarray(image).convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        colour, grey = np.asarray(photo), np.asarray(photo.convert("L"))
-    first, second = _fine(one, size), _fine(other, size)
-    return Panels(
-        photo=_uri(colour, photo=True) if colour is not None else None,
-        reference=_uri(blend(grey, first), photo=grey is not None),
-        candidate=_uri(blend(grey, second), photo=grey is not None),
-        difference=_uri(differing(grey, second - first), photo=grey is not None),
-        note=note,
-    )
+        shown.append((PHOTO, np.asarray(photo)))
+        grey = np.asarray(photo.convert("L"))
+    shown += [("reference", blend(grey, first)), ("candidate", blend(grey, second)),
+              ("difference", differing(grey, second - first))]  # fmt: skip
+    return shown, note
 
 
 def differing(ground: NDArray[np.uint8] | None, change: NDArray[np.floating]) -> NDArray[np.uint8]:

@@ -158,7 +158,7 @@ class Case:
 
 
 def cases(found: Comparison | Bisection) -> tuple[Case, ...]:
-    """A case for each input and each judged tensor; failures are there if and only if the record is not ok.
+    """A case for each input at each output and breakpoint, one for each tensor inside; failures as the record has them.
 
     An input that is beyond a line where the line allows that of some inputs is no failure. A failing score that no
     single input explains fails in a case of its own.
@@ -174,6 +174,11 @@ def cases(found: Comparison | Bisection) -> tuple[Case, ...]:
             groups.setdefault((score.subject, score.name), []).append(score)
     made: list[Case] = []
     for (subject, name), scores in groups.items():
+        if subject == "tensor":
+            bad = [s for s in scores if not s.ok]
+            seen = tuple(f"{s.metric} {number(quantiles(s)[0])}" for s in scores)
+            made.append(Case(name, subject, None, tuple(f"{said(s, found.inputs)} ({_source(s)})" for s in bad), seen))
+            continue
         for k, given in enumerate(found.inputs):
             bad = [s for s in scores if not s.ok and beyond(s, k)]
             seen = tuple(f"{s.metric} {number(float(s.values[k]))}" for s in scores)
@@ -191,8 +196,12 @@ def _at(score: Score, k: int, name: str) -> str:
     way = "at most" if line.above else "at least"
     return (
         f"{called(score)} at {clean(name)} is {number(float(score.values[k]))}, "
-        f"allowed {way} {number(line.value)} ({clean(line.source, 400)})"
+        f"allowed {way} {number(line.value)} ({_source(score)})"
     )
+
+
+def _source(score: Score) -> str:
+    return clean(score.threshold.source, 400) if score.threshold is not None else "not judged"
 
 
 def node_said(node: NodeError) -> str:
