@@ -40,15 +40,18 @@ def run(
     *,
     level: Level = "disable",
     providers: Sequence[str] | None = None,
+    threads: int | None = None,
 ) -> Arrays:
     """Run `model` by onnxruntime: {output name: array}. "disable", the default, is the reference semantics.
+
+    `threads` is how many compute; None: as onnxruntime chooses.
 
     Raises:
         InputError: a wrong input name, shape or type; an unknown level or provider.
         UnsupportedModelError: onnxruntime cannot load or run it; the node is named where onnxruntime says which.
     """
     given = check_feeds(model, feeds)
-    chosen = session(model, level=level, providers=providers)
+    chosen = session(model, level=level, providers=providers, threads=threads)
     names = [o.name for o in model.outputs]
     try:
         values = chosen.run(names, given)
@@ -110,14 +113,17 @@ def shared_weights(model: Model) -> Mapping[str, NDArray[np.float32]]:
     return {name: array for name, (array, _) in kept.items()}
 
 
-def session(model: Model, *, level: Level = "disable", providers: Sequence[str] | None = None) -> ort.InferenceSession:
+def session(
+    model: Model, *, level: Level = "disable", providers: Sequence[str] | None = None, threads: int | None = None
+) -> ort.InferenceSession:
     """The session for `model` at that level, made once."""
     if level not in _LEVELS:
         raise InputError(
             f"There is no optimisation level {level!r}.", where="`level`.", how=f"Choose one of {', '.join(_LEVELS)}."
         )
     wanted = check_providers(providers)
-    return model.cache.get(("session", level, wanted), lambda: _session(model, level, wanted))
+    key = ("session", level, wanted, threads) if threads else ("session", level, wanted)
+    return model.cache.get(key, lambda: _session(model, level, wanted, threads))
 
 
 def check_providers(providers: Sequence[str] | None) -> tuple[str, ...]:
@@ -137,8 +143,9 @@ def check_providers(providers: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(providers or ()), CPU]))
 
 
-def _session(model: Model, level: str, providers: tuple[str, ...]) -> ort.InferenceSession:
+def _session(model: Model, level: str, providers: tuple[str, ...], threads: int | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
     options.graph_optimization_level = _LEVELS[level]
     options.log_severity_level = 4  # errors come back as exceptions; warnings are about the model's style
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

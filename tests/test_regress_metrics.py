@@ -60,6 +60,8 @@ def by_hand(name: str, r: Values, c: Values) -> float:
         "max_abs": lambda: max(abs(y - x) for x, y in pairs),
         "max_rel": lambda: max(abs(y - x) for x, y in pairs) / max(abs(x) for x, _ in pairs),
         "error": lambda: math.sqrt(noise / signal),
+        "local": lambda: math.sqrt(noise / signal),
+        "inherited": lambda: math.sqrt(noise / signal),
         "cosine": lambda: sum(x * y for x, y in pairs) / math.sqrt(signal * sum(y * y for _, y in pairs)),
         "snr": lambda: 10 * math.log10(signal / noise),
         "psnr": lambda: (

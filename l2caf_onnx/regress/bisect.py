@@ -185,7 +185,7 @@ def _drift(held: Session, at: str | Sequence[str], providers: Sequence[str] | No
     from .attention import attentions
 
     found = {}
-    for pair in attentions(held, [at] if isinstance(at, str) else list(at), {}, providers):
+    for pair in attentions(held, [at] if isinstance(at, str) else list(at), providers=providers):
         one, other = (f.reshape(len(f), -1).astype(np.float64) for f in (pair.reference, pair.candidate))
         sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         found[pair.at] = float((1 - (one * other).sum(1) / np.where(sizes > 0, sizes, 1)).max())

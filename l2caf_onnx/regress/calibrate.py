@@ -1,124 +1,120 @@
-"""The noise floor of outputs and attention on a model and its inputs, from variations that must not count.
+"""The noise of harmless variations on a model and its inputs, by every metric that is judged.
 
-Outputs: onnxruntime's levels of optimisation. Attention: another seed, and input noise that nobody sees (a part in 255
-of the range of each input). The class's twins (see `twins`) give the floor of tensors.
+What is measured on some of the inputs (evenly spread) holds for all of them by the factor that thresholds.toml has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from l2caf_onnx import runtime
+from l2caf_onnx.errors import L2cafError
 from l2caf_onnx.evaluation.data import Data
+from l2caf_onnx.graph.model import Model
 from l2caf_onnx.records import Change
 
-from .attention import attention_of
-from .given import stacked_of
-from .metrics import metrics_of
-from .outputs import outputs_of
-from .thresholds import Thresholds, widened
-from .twins import rounded
+from .measure import Key, Values, measured
+from .metrics import METRICS
+from .observe import Observation, Observer, Watch, joined, pieces
+from .thresholds import Noise, bundled
+from .variants import Variant, variants
 
-SAMPLES = 6  # on which the floor is measured
-FACTOR = 4.0  # how far beyond the worst harmless variation of these a line is drawn
-NOISE = 1 / 255
+INPUTS = 24
+"""On which variations are tried."""
+
+Told = Callable[[float], None]
 
 
-def calibrated(
-    bundle: Thresholds,
-    data: Data,
-    at: Sequence[str],
-    options: Mapping[str, Any],
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` numbers below `count`, evenly spread."""
+    return sorted({round(k) for k in np.linspace(0, count - 1, min(count, most))})
+
+
+def noise_of(
+    model: Model,
     change: Change,
+    watch: Watch,
+    data: Data,
+    seen: Observation,
     *,
-    targets: Sequence[int] | None = None,
-    providers: Sequence[str] | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The bundled thresholds, widened where the noise on these inputs asks for it.
+    batch: int,
+    providers: Sequence[str] | None,
+    told: Told | None = None,
+) -> tuple[dict[str, Noise], list[str]]:
+    """The noise by "subject.metric@tensor", and what a reader should know.
 
     Args:
-        bundle: Of the class of change.
-        data: The reference's inputs.
-        at: Breakpoints whose attention is compared.
-        options: Of the attention.
-        change: The class; of "float16" and "int8" the reference with rounded weights is a variation too.
-        targets: A class for each input.
+        model: The reference.
+        change: Which class of variations.
+        watch: What is looked at in it.
+        data: Its inputs.
+        seen: What was seen of it on all of them.
+        batch: Inputs at once.
         providers: onnxruntime's.
-        seed: Of every random choice.
+        told: Called with the part that is done.
     """
-    numbers = list(range(min(SAMPLES, len(data))))
-    few = Data(data.model, arrays=stacked_of(data, numbers)) if _alike(data, numbers) else None
-    if few is None:
-        return dict(bundle)
-    classes = None if targets is None else [targets[k] for k in numbers]
-    floors = _outputs(few, change, providers)
-    found = widened(bundle, floors, FACTOR, "Harmless variations of the reference on these inputs were")
-    attention = _attention(few, at, options, classes, change, providers, seed)
-    return widened(found, attention, FACTOR, "Harmless variations of the reference on these inputs were")
+    numbers = spread(len(data), INPUTS)
+    judged = set(bundled(change))
+    plain = seen.part(numbers)
+    found: dict[Key, list[tuple[str, Values]]] = {}
+    notes: list[str] = []
+    tried = variants(model, change, pieces(data, numbers, batch), attention=bool(watch.at))
+    for k, variant in enumerate(tried):
+        try:
+            varied = _seen(variant, watch, data, numbers, plain, batch, providers)
+        except L2cafError as e:
+            notes.append(f"The variation {variant.name!r} could not be tried: {e.what}")
+            continue
+        for key, values in measured(plain, varied).items():
+            if f"{key[0]}.{key[2]}" in judged and (key[0] == "attention" or not variant.attention):
+                found.setdefault(key, []).append((variant.name, values))
+        if told is not None:
+            told((k + 1) / len(tried))
+    return {f"{s}.{m}@{n}": _noise(m, own, len(numbers)) for (s, n, m), own in found.items()}, notes
 
 
-def _outputs(data: Data, change: Change, providers: Sequence[str] | None) -> dict[str, float]:
-    """The worst of each output metric over onnxruntime's levels (and rounded weights)."""
-    plain = outputs_of(data, providers=providers)
-    others = [outputs_of(data, level=level, providers=providers) for level in get_args(runtime.Level)[1:]]
-    if change in ("float16", "int8"):
-        twin = Data(rounded(data.model, change), arrays=stacked_of(data, list(range(len(data)))))
-        others.append(outputs_of(twin, providers=providers))
-    floors: dict[str, float] = {}
-    for name, x in plain.items():
-        for y in (o[name] for o in others if name in o and o[name].shape == x.shape):
-            for metric in metrics_of("output"):
-                _note(floors, f"output.{metric.name}@{name}", metric(x, y), metric.above)
-    return floors
+def _seen(
+    variant: Variant,
+    watch: Watch,
+    data: Data,
+    numbers: Sequence[int],
+    plain: Observation,
+    batch: int,
+    providers: Sequence[str] | None,
+) -> Observation:
+    question = replace(watch.question, seed=watch.question.seed + variant.seed)
+    observer = Observer(
+        variant.model, replace(watch, question=question), level=variant.level, threads=variant.threads,
+        providers=providers,
+    )  # fmt: skip
+    found, done = [], 0
+    for feeds in pieces(data, numbers, batch):
+        size = observer.count(feeds)
+        targets = None if plain.targets is None else plain.targets[done : done + size].tolist()
+        found.append(observer.see(variant.feeds(feeds), targets, batch_size=batch))
+        done += size
+    return joined(found)
 
 
-def _attention(
-    data: Data, at: Sequence[str], options: Mapping[str, Any], targets: Sequence[int] | None, change: Change,
-    providers: Sequence[str] | None, seed: int,
-) -> dict[str, float]:  # fmt: skip
-    """The worst of each attention metric over another seed and unseen input noise (and rounded weights)."""
-    if not at:
-        return {}
-    common: dict[str, Any] = {"targets": targets, "providers": providers}
-    feeds = stacked_of(data, list(range(len(data))))
-    plain = attention_of(data, at, options, seed=seed, **common)
-    shaken = {n: _shaken(v, seed) for n, v in feeds.items()}
-    variants = [
-        attention_of(data, at, options, seed=seed + 1, **common),
-        attention_of(Data(data.model, arrays=shaken), at, options, seed=seed, **common),
-    ]
-    if change in ("float16", "int8"):
-        variants.append(attention_of(Data(rounded(data.model, change), arrays=feeds), at, options, seed=seed, **common))
-    floors: dict[str, float] = {}
-    for name in at:
-        for variant in variants:
-            for metric in metrics_of("attention"):
-                values = metric(plain[name].filters, variant[name].filters)
-                _note(floors, f"attention.{metric.name}@{name}", values, metric.above)
-    return floors
+def _noise(metric: str, tried: Sequence[tuple[str, Values]], inputs: int) -> Noise:
+    signs = 1.0 if METRICS[metric].above else -1.0
+    worst = max(
+        tried, key=lambda t: float(np.nanmax(signs * t[1], initial=-np.inf)) if not np.isnan(t[1]).all() else -np.inf
+    )
+    values = np.concatenate([v for _, v in tried])
+    return Noise(values=values, worst=worst[0], variations=len(tried), inputs=inputs)
 
 
-def _note(floors: dict[str, float], key: str, values: NDArray[np.float64], above: bool) -> None:
-    said = values[np.isfinite(values)]
-    if said.size:
-        worst = float(said.max() if above else said.min())
-        floors[key] = (max if above else min)(floors.get(key, worst), worst)
-
-
-def _shaken(array: NDArray[Any], seed: int) -> NDArray[Any]:
-    """An input with noise that nobody sees; other than floating numbers stay."""
-    if array.dtype.kind != "f" or not array.size:
-        return array
-    width = float(array.max() - array.min()) * NOISE
-    noise = np.random.default_rng(seed).uniform(-width, width, array.shape)
-    return (array + noise).astype(array.dtype)
-
-
-def _alike(data: Data, numbers: Sequence[int]) -> bool:
-    shapes = [{n: v.shape for n, v in data.read(k).feeds.items()} for k in numbers]
-    return all(s == shapes[0] for s in shapes)
+def merged(*parts: Mapping[str, Noise]) -> dict[str, Noise]:
+    """Of several classes of variations the noise of all together."""
+    found: dict[str, Noise] = {}
+    for part in parts:
+        for key, own in part.items():
+            before = found.get(key)
+            found[key] = own if before is None else Noise(
+                values=np.concatenate([before.values, own.values]), worst=own.worst,
+                variations=before.variations + own.variations, inputs=max(before.inputs, own.inputs),
+            )  # fmt: skip
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,27 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from l2caf_onnx.errors import InputError, L2cafError
 from l2caf_onnx.evaluation.data import Data, Given
 from l2caf_onnx.graph.model import Model, load
 from l2caf_onnx.preprocess import Source
 from l2caf_onnx.records import Change, Comparison, Pair, Score, Threshold
 
-from . import outputs
-from .attention import attentions, usual_breakpoints
 from .bisect import local_errors, notes_of
-from .calibrate import calibrated
+from .breaking import counterpart, usual_breakpoint
+from .calibrate import noise_of, spread
 from .given import both
 from .identity import identity
-from .metrics import metrics_of
+from .measure import measured
+from .observe import AT_ONCE, Observation, Observer, Question, Seen, Watch, observed
 from .session import Session, session
-from .thresholds import Stated, Thresholds, bundled, given, score
+from .thresholds import Noise, Stated, Thresholds, bundled, given, refuse_unknown, score, unmeasured
+from .thresholds import measured as drawn_above
 
 Tell = Callable[[str, float], None]
 
 INSIDE = 16
-"""Inputs on which every tensor is looked at: a fault inside tells on most, and each costs some forwards."""
+"""Inputs on which every tensor is looked at, evenly spread: a fault inside tells on most, and each costs forwards."""
 
 
 def compare(
@@ -58,18 +61,20 @@ def compare(
 ) -> Comparison:
     """Tell a regression from noise between two models, also where names, layouts, opsets or fusions differ.
 
-    Tensors are aligned (l2caf_onnx/regress/align.py). Every output metric and attention metric is taken on all inputs;
-    the local error of each aligned tensor, that of what the candidate's nodes make of the reference's tensors, on the
-    first 16. Lines between noise and regression: what the user gives, else what harmless variations of the reference
-    show on these inputs, else those bundled for the class of change.
+    Tensors are aligned first (l2caf_onnx/regress/align.py). Outputs and attention are compared on all inputs; the local
+    error of each aligned tensor, that of what the candidate's nodes make of the reference's tensors, on 16 of them. The
+    line between noise and a regression is what the user gives, else a multiple of what harmless variations of the
+    reference do on these very inputs (l2caf_onnx/regress/variants.py), else what is bundled for the class of change.
 
     Args:
         reference: What is right, as `load` takes it.
         candidate: What is in question.
         inputs: Paths as on the command line, or {input name: array}.
-        at: Breakpoints of the reference at which attention is compared; None: its last affine one, the cheapest.
+        at: Breakpoints of the reference at which attention is compared; None: its last affine one that has an answer,
+            else its last clean one.
         to: S2 of the attention; None: all outputs.
-        target: A class for the attention; "top1": the reference's likeliest of each input; None: the class-oblivious.
+        target: A class for the attention; "top1": the reference's likeliest of each input, for both models; "none": no
+            class; None: "top1" where the only output is a vector of scores.
         align: {reference's tensor: candidate's} where the alignment is known better.
         thresholds: {"attention.cosine": 0.9, "output.max_rel@logits": 1e-3} or a TOML file; they win.
         preprocess: How pictures become numbers.
@@ -77,9 +82,9 @@ def compare(
         candidate_preprocess: For the candidate, where it differs.
         calibrate: Whether noise is measured on the reference; else the bundled thresholds hold.
         change: The class of change, where the graphs mislead.
-        objective: Of the attention, as `attend`; and so on.
-        constraint: As there.
-        radius: As there.
+        objective: Of the attention, as `attend`; None: see `Question`.
+        constraint: As there; None: "l2-nonneg".
+        radius: As there; None: 0.5.
         basis: As there.
         layout: As there.
         batch_size: Inputs at once.
@@ -102,45 +107,27 @@ def compare(
     say = tell or (lambda what, part: None)
     say("alignment", 0.0)
     held = session(one, other, data, given=align, change=change, providers=providers)
+    question = question_of(to, objective, constraint, radius, basis, layout, seed)
+    outputs = outputs_of(held)
     notes = list(notes_of(held))
-    say("outputs", 0.1)
-    found_outputs = outputs.matched(data, providers=providers)
-    names = usual_breakpoints(one, [a.reference for a in held.alignment]) if at is None else _several(at)
-    if at is None:
-        notes.append(
-            f"Attention is compared at {names[0]!r}; --at names other breakpoints."
-            if names
-            else "No breakpoint has a counterpart: attention is not compared."
-        )
-    options = {"to": to, "objective": objective, "constraint": constraint, "radius": radius, "basis": basis,
-               "layout": layout}  # fmt: skip
-    targets = _targets(target, found_outputs, len(data))
-    say("attention", 0.3)
-    pairs = attentions(held, names, options, providers, targets=targets, batch_size=batch_size, seed=seed, notes=notes)
-    lines: Thresholds = bundled(held.change)
-    if calibrate:
-        key = (
-            "calibrated",
-            held.change,
-            names,
-            repr(options),
-            repr(targets),
-            seed,
-            held.digest(range(min(6, len(data)))),
-        )
-        kept: dict[str, Threshold] = one.cache.get(key, dict)
-        if not kept:
-            kept.update(
-                calibrated(
-                    lines, data.reference, [p.at for p in pairs], options, held.change, targets=targets,
-                    providers=providers, seed=seed,
-                )
-            )  # fmt: skip
-        lines = kept
-    scores = [s for pair in found_outputs for s in outputs.scores(pair, (own, lines))]
-    scores += [s for pair in pairs for s in attention_scores(pair, (own, lines))]
-    say("tensors", 0.5)
-    scores += _inside(held, own, len(data), lambda what, part: say(what, 0.5 + part / 2))
+    places = _places(held, at, outputs, question, notes)
+    names = {"output": [o.name for o, _ in outputs], "attention": list(places),
+             "tensor": [a.reference for a in held.alignment]}  # fmt: skip
+    refuse_unknown(own, names)
+    watch = Watch(at={n: n for n in places}, outputs=tuple(o for o, _ in outputs), question=question)
+    say("reference", 0.05)
+    ours = _of_reference(held, watch, targets_of(target, len(data)), batch_size, providers)
+    say("candidate", 0.25)
+    theirs = _of_candidate(
+        held, watch, places, [o for _, o in outputs], ours, at is not None, batch_size, providers, notes
+    )
+    lines: Thresholds = unmeasured(held.change)
+    if calibrate and bundled(held.change):
+        noise, told = _noise(held, watch, ours, batch_size, providers, lambda part: say("noise", 0.4 + 0.3 * part))
+        lines = drawn_above(held.change, noise)
+        notes += told
+    scores = scores_of(ours, theirs, (own, lines))
+    scores += inside(held, own, lambda what, part: say(what, 0.7 + 0.3 * part))
     return Comparison(
         kind="compare",
         reference=identity(one),
@@ -150,20 +137,180 @@ def compare(
         inputs=data.names,
         scores=tuple(scores),
         alignment=held.alignment,
-        pairs=pairs,
+        pairs=pairs_of(ours, theirs, places, held.reference.depth),
         images=pictures_of(data.reference),
-        notes=tuple(notes),
-        settings={**options, "at": list(names), "target": target, "calibrated": calibrate, "seed": seed,
-                  "inside": min(INSIDE, len(data))},
+        notes=tuple(dict.fromkeys(notes)),
+        settings={**asdict(question), "at": list(places), "target": target, "calibrated": calibrate,
+                  "inside": len(spread(len(data), INSIDE))},
     )  # fmt: skip
 
 
-def attention_scores(pair: Pair, thresholds: Sequence[Thresholds]) -> list[Score]:
-    """Every metric of the attention at a breakpoint."""
-    return [
-        score("attention", pair.at, m.name, m(pair.reference, pair.candidate), thresholds)
-        for m in metrics_of("attention")
-    ]
+def question_of(
+    to: str | Sequence[str] | None,
+    objective: str | None,
+    constraint: str | None,
+    radius: float | str | None,
+    basis: str | int | None,
+    layout: str | None,
+    seed: int,
+) -> Question:
+    """What is asked of attention, with defaults for what is None."""
+    usual = Question()
+    return Question(
+        to=to if to is None or isinstance(to, str) else tuple(to),
+        objective=objective,
+        constraint=constraint or usual.constraint,
+        radius=usual.radius if radius is None else radius,
+        basis=basis,
+        layout=layout,
+        seed=seed,
+    )
+
+
+def targets_of(target: int | str | None, count: int) -> list[int] | str | None:
+    """`target` as `Observer.see` takes it.
+
+    Raises:
+        InputError: no class, "top1" or "none".
+    """
+    if target is None or target == "top1":
+        return "top1"
+    if target == "none":
+        return None
+    if isinstance(target, bool) or not isinstance(target, int) or target < 0:
+        raise InputError(f"There is no target {target!r}.", how='Give a class index, "top1", or "none".')
+    return [target] * count
+
+
+def outputs_of(held: Session) -> list[tuple[Seen, Seen]]:
+    """Each numeric output of the reference as it is seen in both, paired by name, by alignment, or else by position.
+
+    Raises:
+        InputError: the candidate lacks one.
+    """
+    ours = [o for o in held.reference.model.outputs if numeric(o.dtype)]
+    theirs = [o for o in held.candidate.model.outputs if numeric(o.dtype)]
+    named = {o.name for o in theirs}
+    aligned = {a.reference: a for a in held.alignment if a.candidate in named}
+    found = []
+    for k, info in enumerate(ours):
+        pair = aligned.get(info.name)
+        other = info.name if info.name in named else pair.candidate if pair else None
+        if other is None and len(ours) == len(theirs):
+            other = theirs[k].name
+        if other is None:
+            raise InputError(
+                f"The candidate has no output that does the work of {info.name!r}.",
+                where=f"Its outputs: {', '.join(sorted(named)) or 'none of numbers'}.",
+                how="Give the pair by hand (--align), or compare models that answer the same question.",
+            )
+        order = pair.order if pair is not None and pair.candidate == other else None
+        found.append((Seen(name=info.name, own=info.name), Seen(name=info.name, own=other, order=order)))
+    return found
+
+
+def numeric(dtype: str) -> bool:
+    """Whether a tensor of that type holds numbers."""
+    return dtype.startswith(("float", "bfloat", "int", "uint", "bool"))
+
+
+def _places(
+    held: Session,
+    at: str | Sequence[str] | None,
+    outputs: Sequence[tuple[Seen, Seen]],
+    question: Question,
+    notes: list[str],
+) -> dict[str, str]:
+    """{breakpoint: what the candidate calls it}."""
+    one, other = held.reference.model, held.candidate.model
+    if at is not None:
+        names = [at] if isinstance(at, str) else list(at)
+        return {n: counterpart(n, held.alignment, one, other) for n in names}
+    among = {a.reference for a in held.alignment}
+    name = usual_breakpoint(held.inputs.reference, among, [o for o, _ in outputs], question)
+    if name is None:
+        notes.append("No breakpoint of both models has an answer: attention is not compared.")
+        return {}
+    notes.append(f"Attention is compared at {name!r}, which was chosen: --at names other breakpoints.")
+    return {name: counterpart(name, held.alignment, one, other)}
+
+
+def _of_reference(
+    held: Session,
+    watch: Watch,
+    targets: list[int] | str | None,
+    batch_size: int | None,
+    providers: Sequence[str] | None,
+) -> Observation:
+    """Kept by the model: candidates are often many, and the reference and its inputs the same."""
+    key = ("observed", repr(watch), repr(targets), batch_size, held.digest(range(len(held.inputs))))
+    observer = Observer(held.reference.model, watch, providers=providers)
+    return held.reference.model.cache.get(
+        key, lambda: observed(observer, held.inputs.reference, targets, batch_size=batch_size)
+    )
+
+
+def _of_candidate(
+    held: Session,
+    watch: Watch,
+    places: Mapping[str, str],
+    outputs: Sequence[Seen],
+    ours: Observation,
+    asked: bool,
+    batch_size: int | None,
+    providers: Sequence[str] | None,
+    notes: list[str],
+) -> Observation:
+    """What is seen of the candidate; attention is left out where it has none to tell and nobody asked for it."""
+    model, data = held.candidate.model, held.inputs.candidate
+    targets = None if ours.targets is None else ours.targets.tolist()
+    whole = Watch(at=places, outputs=tuple(outputs), question=watch.question)
+    try:
+        return observed(Observer(model, whole, providers=providers), data, targets, batch_size=batch_size)
+    except L2cafError as e:
+        if asked or not places:
+            raise
+        notes.append(f"The candidate's attention at {', '.join(places.values())} is not to be had: {e.what}")
+    bare = Watch(outputs=tuple(outputs), question=watch.question)
+    return observed(Observer(model, bare, providers=providers), data, None, batch_size=batch_size)
+
+
+def _noise(
+    held: Session,
+    watch: Watch,
+    ours: Observation,
+    batch_size: int | None,
+    providers: Sequence[str] | None,
+    told: Callable[[float], None],
+) -> tuple[dict[str, Noise], list[str]]:
+    """That of the class on these inputs, kept by the reference."""
+    key = ("noise of class", held.change, repr(watch), batch_size, held.digest(range(len(held.inputs))))
+    return held.reference.model.cache.get(
+        key,
+        lambda: noise_of(
+            held.reference.model, held.change, watch, held.inputs.reference, ours, batch=batch_size or AT_ONCE,
+            providers=providers, told=told,
+        ),
+    )  # fmt: skip
+
+
+def scores_of(ours: Observation, theirs: Observation, thresholds: Sequence[Thresholds]) -> list[Score]:
+    """Every metric, judged."""
+    return [score(s, n, m, values, thresholds) for (s, n, m), values in measured(ours, theirs).items()]
+
+
+def pairs_of(
+    ours: Observation, theirs: Observation, places: Mapping[str, str], depth: Mapping[str, float]
+) -> tuple[Pair, ...]:
+    """The maps of both, where both have them in one shape."""
+    return tuple(
+        Pair(
+            at=name, candidate_at=other, reference=ours.filters[name], candidate=theirs.filters[name],
+            reference_maps=ours.maps[name], candidate_maps=theirs.maps[name], depth=depth.get(name, 0.0),
+        )
+        for name, other in places.items()
+        if name in theirs.filters and theirs.filters[name].shape == ours.filters[name].shape
+    )  # fmt: skip
 
 
 def pictures_of(data: Data) -> tuple[NDArray[np.uint8] | None, ...]:
@@ -172,43 +319,23 @@ def pictures_of(data: Data) -> tuple[NDArray[np.uint8] | None, ...]:
     return tuple(None if image is None else np.asarray(image.convert("RGB")) for image in seen)
 
 
-def _inside(held: Session, own: Thresholds, count: int, tell: Tell) -> list[Score]:
-    """The local and inherited errors of every aligned tensor, on the first inputs."""
-    numbers = list(range(min(INSIDE, count)))
-    values: dict[str, Any] = {}
-    local_errors(held, numbers=numbers, tell=tell, values=values)
-    found = []
-    share = 0.5 if held.change == "int8" else 0.0
-    for name, (local, inherited, limit) in values.items():
-        line = {
-            "tensor.local": Threshold(
-                value=limit, above=True, share=share, source=f"The noise of {_twin(held.change)} at this tensor."
-            )
-        }
-        lines = (own, line) if np.isfinite(limit) else (own,)
-        for metric, errors in (("local", local), ("inherited", inherited)):
-            whole = np.full(count, np.nan)
-            whole[numbers] = errors
-            found.append(score("tensor", name, metric, whole, lines))
-    return found
-
-
-def _twin(change: Change) -> str:
+def inside(held: Session, own: Thresholds, tell: Tell) -> list[Score]:
+    """The local and inherited errors of every aligned tensor, on some inputs; NaN on the others."""
     from .twins import MEASURES
 
-    measure = MEASURES[change]
-    return f"{measure.twin}, times {measure.factor:g}, at least {measure.floor:g},"
-
-
-def _several(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _targets(target: int | str | None, found: Sequence[outputs.Matched], count: int) -> list[int] | None:
-    """A class for each input."""
-    if target is None:
-        return None
-    if target != "top1":
-        return [int(target)] * count
-    scores = next(f.reference for f in found)
-    return [int(k) for k in scores.reshape(count, -1).argmax(1)]
+    numbers = spread(len(held.inputs), INSIDE)
+    values: dict[str, Any] = {}
+    local_errors(held, numbers=numbers, tell=tell, values=values)
+    line = bundled(held.change).get("tensor.local")
+    found = []
+    for name, (local, inherited, limit) in values.items():
+        lines: Thresholds = {}
+        if line is not None and np.isfinite(limit):
+            measure = MEASURES[held.change]
+            source = f"The noise at this tensor of {measure.twin}, with what thresholds.toml allows beyond."
+            lines = {"tensor.local": Threshold(value=limit, above=True, share=line.share, source=source)}
+        for metric, errors in (("local", local), ("inherited", inherited)):
+            whole = np.full(len(held.inputs), np.nan)
+            whole[numbers] = errors
+            found.append(score("tensor", name, metric, whole, (own, lines)))
+    return found

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from l2caf_onnx import runtime
 from l2caf_onnx.errors import InputError
 from l2caf_onnx.evaluation.data import Arrays, Data, Given, collect
-from l2caf_onnx.explain.batches import batch_axis
+from l2caf_onnx.explain.batches import batch_axis, cut_out, stacked
 from l2caf_onnx.graph.model import Model
 from l2caf_onnx.preprocess import Source
 from l2caf_onnx.records import TensorInfo
@@ -54,8 +55,6 @@ class Both:
 
 def stacked_of(data: Data, numbers: range | list[int]) -> Arrays:
     """The feeds of these samples as one batch."""
-    from l2caf_onnx.explain.batches import stacked
-
     return stacked(data.model, [data.read(k).feeds for k in numbers])
 
 
@@ -85,11 +84,11 @@ def both(
     Raises:
         InputError: inputs that either model does not take, or that are not as many for both.
     """
-    ours = collect(reference, inputs, preprocess)
+    ours = samples(reference, inputs, preprocess)
     if candidate_inputs is not None:
-        theirs = collect(candidate, candidate_inputs, candidate_preprocess or preprocess)
+        theirs = samples(candidate, candidate_inputs, candidate_preprocess or preprocess)
     elif isinstance(inputs, Mapping):
-        theirs = collect(candidate, _adapted(reference, candidate, dict(inputs)), None)
+        theirs = samples(candidate, _adapted(reference, candidate, dict(inputs)), None)
     else:
         theirs = collect(candidate, inputs, candidate_preprocess or preprocess)
     if len(ours) != len(theirs):
@@ -99,6 +98,21 @@ def both(
     if not len(ours):
         raise InputError("There is no input.", how="Give one at least.")
     return Both(ours, theirs)
+
+
+def samples(model: Model, inputs: Given, preprocess: Source | None) -> Data:
+    """`inputs` as samples of a model; arrays may hold more of them than the model takes at once.
+
+    Raises:
+        InputError: as `collect`.
+    """
+    if not isinstance(inputs, Mapping):
+        return collect(model, inputs, preprocess)
+    arrays = {name: np.asarray(a) for name, a in inputs.items()}
+    along = {n: axis for n in arrays if (axis := batch_axis(model, n)) >= 0 and arrays[n].ndim > axis}
+    size = fixed_batch(model)
+    runtime.check_feeds(model, arrays if size is None else cut_out(arrays, along, slice(0, size)))
+    return Data(model, arrays=arrays)
 
 
 def _adapted(reference: Model, candidate: Model, arrays: dict[str, Any]) -> dict[str, NDArray[Any]]:

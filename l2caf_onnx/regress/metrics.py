@@ -1,8 +1,8 @@
 """Every measure by which two tensors are compared, in one table: formula, source, and which direction is worse.
 
 r is the reference's tensor of one input, c the candidate's, d = c - r; sums are over the elements of that input. A
-measure gives NaN where it says nothing of an input (no class scores, a constant map). Where the candidate holds NaN or
-an infinity that the reference has not, every measure is as bad as can be: no number describes that, so none hides it.
+measure gives NaN where it says nothing of an input (no class scores, a constant map). Where one of them holds NaN or an
+infinity and the other a number, every measure is as bad as can be: no number describes that, so none hides it.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Metric:
         """(N,): the measure for each input of two arrays (N, ...) of one shape."""
         r, c = (np.asarray(a, np.float64) for a in (reference, candidate))
         flat_r, flat_c = _flat(r), _flat(c)
-        broken = ((~np.isfinite(flat_c)) & np.isfinite(flat_r)).any(1)
+        broken = (np.isfinite(flat_c) != np.isfinite(flat_r)).any(1)
         with np.errstate(all="ignore"):
             if not np.isfinite(flat_r).all() or not np.isfinite(flat_c).all():
                 same = ~np.isfinite(flat_r) & ~np.isfinite(flat_c)  # what both overflow in is no difference
                 flat_r, flat_c = np.where(same, 0.0, flat_r), np.where(same, 0.0, flat_c)
             given = (flat_r.reshape(r.shape), flat_c.reshape(c.shape)) if self.maps else (flat_r, flat_c)
             found = self.function(*given)
-        return np.where(broken, np.inf if self.above else -np.inf, found)
+        return np.asarray(np.where(broken, np.inf if self.above else -np.inf, found))
 
 
 def _flat(values: Values) -> Values:
@@ -69,7 +69,7 @@ def _flat(values: Values) -> Values:
 
 def max_abs(r: Values, c: Values) -> Values:
     """max |d|."""
-    return np.abs(c - r).max(1, initial=0.0)
+    return np.asarray(np.abs(c - r).max(1, initial=0.0))
 
 
 def max_rel(r: Values, c: Values) -> Values:
@@ -87,24 +87,24 @@ def cosine(r: Values, c: Values) -> Values:
     sizes = np.linalg.norm(r, axis=1), np.linalg.norm(c, axis=1)
     product = (r * c).sum(1) / (sizes[0] * sizes[1])
     both, one = (sizes[0] == 0) & (sizes[1] == 0), (sizes[0] == 0) | (sizes[1] == 0)
-    return np.where(both, 1.0, np.where(one, 0.0, np.clip(product, -1.0, 1.0)))
+    return np.asarray(np.where(both, 1.0, np.where(one, 0.0, np.clip(product, -1.0, 1.0))))
 
 
 def snr(r: Values, c: Values) -> Values:
     """10 log10(sum r^2 / sum d^2), in dB; infinite where d = 0."""
-    return 10 * np.log10(_ratio((r**2).sum(1), ((c - r) ** 2).sum(1)))
+    return np.asarray(10 * np.log10(_ratio((r**2).sum(1), ((c - r) ** 2).sum(1))))
 
 
 def psnr(r: Values, c: Values) -> Values:
     """10 log10((max r - min r)^2 / mean d^2), in dB; infinite where d = 0."""
-    return 10 * np.log10(_ratio(np.ptp(r, axis=1) ** 2, ((c - r) ** 2).mean(1)))
+    return np.asarray(10 * np.log10(_ratio(np.ptp(r, axis=1) ** 2, ((c - r) ** 2).mean(1))))
 
 
 def top1(r: Values, c: Values) -> Values:
     """1 where the largest element is at the same place, else 0; NaN of fewer than two elements."""
     if r.shape[1] < 2:
         return np.full(len(r), np.nan)
-    return (r.argmax(1) == c.argmax(1)).astype(np.float64)
+    return np.asarray(r.argmax(1) == c.argmax(1), np.float64)
 
 
 def top5(r: Values, c: Values) -> Values:
@@ -112,7 +112,7 @@ def top5(r: Values, c: Values) -> Values:
     if r.shape[1] <= TOP:
         return np.full(len(r), np.nan)
     ours, theirs = (np.argpartition(-v, TOP, axis=1)[:, :TOP] for v in (r, c))
-    return (ours[:, :, None] == theirs[:, None, :]).any(2).mean(1)
+    return np.asarray((ours[:, :, None] == theirs[:, None, :]).any(2).mean(1))
 
 
 def kl(r: Values, c: Values) -> Values:
@@ -121,7 +121,7 @@ def kl(r: Values, c: Values) -> Values:
         return np.full(len(r), np.nan)
     distributions = _is_distribution(r)
     p, q = (_log_of(r), _log_of(c)) if distributions else (_log_softmax(r), _log_softmax(c))
-    return np.maximum((np.exp(p) * (p - q)).sum(1), 0.0)
+    return np.asarray(np.maximum((np.exp(p) * (p - q)).sum(1), 0.0))
 
 
 def differs(r: Values, c: Values) -> Values:
@@ -148,7 +148,7 @@ def iou(r: Values, c: Values) -> Values:
     """|A and B| / |A or B| of the 20% of cells that are largest in r and in c."""
     count = max(1, round(CELLS * r.shape[1]))
     ours, theirs = (_largest(v, count) for v in (r, c))
-    return (ours & theirs).sum(1) / (ours | theirs).sum(1)
+    return np.asarray((ours & theirs).sum(1) / (ours | theirs).sum(1))
 
 
 def jensen_shannon(r: Values, c: Values) -> Values:
@@ -233,6 +233,11 @@ TABLE: tuple[Metric, ...] = (
            perfect=1.0, function=top5),
     Metric(name="kl", subjects=("output",), formula="sum p log(p / q), p = softmax(r)",
            source="Kullback and Leibler, Ann. Math. Stat. 22 (1951)", above=True, perfect=0.0, function=kl),
+    Metric(name="local", subjects=("tensor",), formula="||d|| / ||r||, c made of the reference's tensors",
+           source="ONNX Runtime's debugging of quantised models (qdq_loss_debug), for every node", above=True,
+           perfect=0.0, function=error),
+    Metric(name="inherited", subjects=("tensor",), formula="||d|| / ||r||, c of the candidate's own run", source=_BOOK,
+           above=True, perfect=0.0, function=error),
     Metric(name="differs", subjects=("output",), formula="share of elements with d != 0", source=_BOOK, above=True,
            perfect=0.0, function=differs),
     Metric(name="pearson", subjects=("attention",), formula="correlation of cells",

@@ -1,0 +1,443 @@
+"""One run of a model, and all that is compared of it: outputs, tensors, and the attention at breakpoints.
+
+The model is run once a batch: its outputs, the tensors that are watched and the activations from which attention is
+solved all come from that run. A check so costs little more than the forward passes themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from l2caf_onnx import runtime
+from l2caf_onnx.errors import CutError, InputError, SolverError
+from l2caf_onnx.evaluation.data import Data
+from l2caf_onnx.explain.batches import batches, stacked
+from l2caf_onnx.explain.explanation import Explanation
+from l2caf_onnx.explain.opened import joined as concatenated
+from l2caf_onnx.explain.query import Plan, plan
+from l2caf_onnx.explain.scene import Scene
+from l2caf_onnx.explain.stop import Stop, has_quantised, stop_at
+from l2caf_onnx.graph.cut import extract
+from l2caf_onnx.graph.half import uses_half
+from l2caf_onnx.graph.layout import layouts
+from l2caf_onnx.graph.model import Model
+from l2caf_onnx.records import Attention
+from l2caf_onnx.solvers import resolve
+
+from .feeding import reordered
+from .probe import Probe
+from .sketch import statistics, values_at
+
+Arrays = dict[str, NDArray[Any]]
+Floats = NDArray[np.float32]
+
+OUTPUT_PLACES = 2048
+"""Values of an output that are kept; where it has more, they are taken at seeded places."""
+TENSOR_PLACES = 128
+AT_ONCE = 10
+"""Inputs in a batch, where memory allows: fewer leave a core waiting, more leave the caches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked of attention at every breakpoint, as the arguments of `attend`.
+
+    The defaults are chosen for repeatability: where the tail is affine there is one answer, and it moves no more than
+    the activations do; a radius that is searched for ("auto") may jump.
+    """
+
+    to: str | Sequence[str] | None = None
+    objective: str | None = None
+    constraint: str = "l2-nonneg"
+    radius: float | str = 0.5
+    basis: str | int | None = None
+    layout: str | None = None
+    seed: int = 0
+
+    def planned(self, targets: Sequence[int] | None) -> Plan:
+        """As a plan, about those classes.
+
+        Of a class, where no objective is named, its contrast with the strongest others, in closed form where the tail
+        is affine, else by the solver "slope", which draws nothing at random and has one answer too.
+        """
+        own = None if targets is None else list(targets)
+        objective = self.objective or (None if own is None else "contrast")
+        made = plan(
+            target=own, objective=objective, constraint=self.constraint, radius=self.radius, basis=self.basis,
+            seed=self.seed,
+        )  # fmt: skip
+        by_slope = own is not None and self.objective is None and self.basis is None and made.fallback is not None
+        return replace(made, solver=resolve("slope")) if by_slope else made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A tensor that is watched: its name in the comparison, in this model, and how its axes are turned to be compared.
+
+    Attributes:
+        name: As the reference calls it.
+        own: As this model calls it.
+        order: Of the axes; None: as they are.
+        scale: What the values are multiplied by.
+    """
+
+    name: str
+    own: str
+    order: tuple[int, ...] | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What is looked at in a model.
+
+    Attributes:
+        tensors: Intermediates.
+        at: {name in the comparison: own name} of the breakpoints.
+        outputs: What the model returns.
+        question: What is asked of attention.
+    """
+
+    tensors: tuple[Seen, ...] = ()
+    at: Mapping[str, str] = field(default_factory=dict)
+    outputs: tuple[Seen, ...] = ()
+    question: Question = Question()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observation:
+    """What was seen of a model on N inputs.
+
+    Attributes:
+        outputs: {name in the comparison: (N, M) float32}, NaN behind the end of shorter ones.
+        sizes: {name: (N,)} the number of elements, of which `outputs` may hold only some.
+        kinds: {name: "classes" (one score for each), "integers" or "numbers"}.
+        tensors: {name in the comparison: (N, K) values}.
+        statistics: {name in the comparison: (N, 4)}.
+        filters: {breakpoint: (N, *spatial)}.
+        maps: {breakpoint: (N, *input spatial)}.
+        targets: (N,) the classes asked about; None where none.
+        notes: What a reader should know.
+    """
+
+    outputs: Mapping[str, Floats]
+    sizes: Mapping[str, NDArray[np.int64]]
+    kinds: Mapping[str, str]
+    tensors: Mapping[str, Floats]
+    statistics: Mapping[str, Floats]
+    filters: Mapping[str, Floats]
+    maps: Mapping[str, Floats]
+    targets: NDArray[np.int64] | None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.sizes.values())))
+
+    def part(self, numbers: Sequence[int]) -> Observation:
+        """Of some of the inputs."""
+        own = np.asarray(numbers, np.intp)
+        return replace(
+            self,
+            outputs={k: v[own] for k, v in self.outputs.items()},
+            sizes={k: v[own] for k, v in self.sizes.items()},
+            tensors={k: v[own] for k, v in self.tensors.items()},
+            statistics={k: v[own] for k, v in self.statistics.items()},
+            filters={k: v[own] for k, v in self.filters.items()},
+            maps={k: v[own] for k, v in self.maps.items()},
+            targets=None if self.targets is None else self.targets[own],
+        )
+
+
+class Observer:
+    """A model, and what is looked at in it; `see` runs it.
+
+    Attributes:
+        model: The model.
+        watch: What is looked at.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        watch: Watch,
+        *,
+        level: runtime.Level | None = None,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        self.model, self.watch, self.providers, self.threads = model, watch, providers, threads
+        exact = uses_half(model) or has_quantised(model)
+        self.level: runtime.Level = level or ("disable" if exact else "all")
+        self.probe = Probe(model, providers)
+
+    @cached_property
+    def _letters(self) -> Mapping[str, str]:
+        return layouts(self.model)
+
+    def classes(self, outputs: Sequence[NDArray[Any]]) -> NDArray[np.int64] | None:
+        """(N,): the class of the largest score, where the first output holds one score for each class."""
+        first = outputs[0]
+        if len(outputs) != 1 or _kind(first) != "classes":
+            return None
+        return np.asarray(np.nan_to_num(first.reshape(len(first), -1), nan=-np.inf).argmax(1), np.int64)
+
+    def see(
+        self,
+        feeds: Mapping[str, NDArray[Any]],
+        targets: Sequence[int] | str | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Observation:
+        """Run the model on N inputs.
+
+        Args:
+            feeds: Of its inputs.
+            targets: N classes that attention is asked about; "top1": those of largest score; None: none.
+            batch_size: Inputs at once.
+
+        Raises:
+            L2cafError: as `attend`.
+        """
+        fed = {name: np.shape(array) for name, array in feeds.items()}
+        asked = targets if isinstance(targets, str) or targets is None else list(targets)
+        stops = {name: self._stop(own, fed, asked is not None) for name, own in self.watch.at.items()}
+        _, parts = batches(self.model, feeds, batch_size)
+        found: list[Observation] = []
+        done = 0
+        with torch.inference_mode(False):
+            for batch in parts:
+                made = [self._run(piece, stops.values()) for piece in batch.pieces]
+                for group in _groups(list(batch.pieces), made, list(stops.values())):
+                    count = self.count(group.pieces[0]) * len(group.pieces)
+                    own = asked[done : done + count] if isinstance(asked, list) else asked
+                    done += count
+                    found.append(self._seen(group, stops, own, count))
+        return joined(found)
+
+    def _stop(self, at: str, fed: Mapping[str, tuple[int, ...]], logits: bool) -> Stop:
+        question = self.watch.question
+        return stop_at(self.model, at, question.to, question.layout, logits=logits, fed=fed)
+
+    def _run(self, piece: Arrays, stops: Any) -> Arrays:
+        needed = [s.own for s in (*self.watch.outputs, *self.watch.tensors)]
+        needed += [n for s in stops for n in (s.at, *s.cut.bypass, *s.cut.to)]
+        wanted = tuple(dict.fromkeys(n for n in needed if n not in piece))
+        inputs = [i.name for i in self.model.inputs]
+        head = self.model.cache.get(("head", wanted), lambda: extract(self.model, inputs, wanted))
+        given = {i.name: piece[i.name] for i in head.inputs}
+        return {
+            **piece,
+            **runtime.run(head, given, level=self.level, threads=self.threads, providers=self.providers),
+        }
+
+    def count(self, piece: Mapping[str, NDArray[Any]]) -> int:
+        """How many inputs there are in feeds."""
+        axes = {n: self._letters.get(n, "").find("N") for n in piece}
+        return next((piece[n].shape[a] for n, a in axes.items() if a >= 0), 1)
+
+    def _seen(self, group: _Group, stops: Mapping[str, Stop], asked: Any, count: int) -> Observation:
+        outputs = {seen.name: self._by_sample(seen, group.made, count) for seen in self.watch.outputs}
+        if asked == "top1":
+            classes = self.classes(list(outputs.values()))
+            asked = None if classes is None else classes.tolist()
+        tensors, numbers = {}, {}
+        for seen in self.watch.tensors:
+            rows = self._rows(seen, group.made, count)
+            tensors[seen.name], numbers[seen.name] = values_at(rows, TENSOR_PLACES), statistics(rows)
+        answers = {name: self._attention(group, stop, asked) for name, stop in stops.items()}
+        flat = {name: o.reshape(count, -1) for name, o in outputs.items()}
+        return Observation(
+            outputs={name: values_at(f, OUTPUT_PLACES) for name, f in flat.items()},
+            sizes={name: np.full(count, f.shape[1]) for name, f in flat.items()},
+            kinds={name: _kind(o) for name, o in outputs.items()},
+            tensors=tensors,
+            statistics=numbers,
+            filters={n: a.filter for n, a in answers.items()},
+            maps={n: a.heatmap for n, a in answers.items()},
+            targets=None if asked is None else np.asarray(asked, np.int64),
+            notes=tuple(dict.fromkeys(n for a in answers.values() for n in a.notes)),
+        )
+
+    def _rows(self, seen: Seen, held: list[Arrays], count: int) -> Floats:
+        parts = []
+        for own in held:
+            values = reordered(self.probe.real(seen.own, own[seen.own]), seen.order)
+            axis = 0 if seen.order is not None else max(self._letters.get(seen.own, "N").find("N"), 0)
+            samples = count // len(held)
+            if values.ndim > axis and values.shape[axis] == samples:
+                values = np.moveaxis(values, axis, 0) if axis else values
+                parts.append(values.reshape(samples, -1))
+            elif values.ndim and values.shape[0] and values.shape[0] % samples == 0:
+                parts.append(values.reshape(samples, -1))  # windows or heads stand beside the samples
+            else:
+                parts.append(np.broadcast_to(values.reshape(1, -1), (samples, values.size)))
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return rows if seen.scale == 1 else rows * np.float32(seen.scale)
+
+    def _by_sample(self, seen: Seen, held: list[Arrays], count: int) -> NDArray[Any]:
+        """An output, samples first."""
+        samples, name = count // len(held), seen.own
+        axis = 0 if seen.order is not None else max(self._letters.get(name, "N").find("N"), 0)
+        parts = []
+        for own in held:
+            value = own[name] if seen.order is None else own[name].transpose(seen.order)
+            if value.ndim > axis and value.shape[axis] == samples:
+                parts.append(np.moveaxis(value, axis, 0))
+            elif samples == 1:
+                parts.append(value[None])
+            else:
+                raise InputError(
+                    f"The output {name!r} of shape {value.shape} has no axis of {samples} samples.",
+                    where=f"Model {self.model.name!r}.",
+                    how="Take one input at a time (batch size 1).",
+                )
+        return parts[0] if len(parts) == 1 else _padded([p.reshape(len(p), -1) for p in parts], parts)
+
+    def _attention(self, group: _Group, stop: Stop, asked: Any) -> Attention:
+        scene = Scene(self.model, group.pieces, group.recorded, stop, torch.device("cpu"), self.providers)
+        classes = None if asked is None else tuple(asked)
+        found = Explanation(scene, self.watch.question.planned(asked), classes).attention()
+        if not found.proof.ok:
+            raise SolverError(
+                "onnxruntime does not confirm the attention, so there is nothing to compare.",
+                where=f"At {stop.at!r} of {self.model.name!r}.",
+                how="Choose another breakpoint.",
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Pieces of a batch whose attention is solved together.
+
+    Attributes:
+        pieces: Their feeds.
+        made: What the model made of each.
+        recorded: The same joined, as far as attention needs it.
+    """
+
+    pieces: list[Arrays]
+    made: list[Arrays]
+    recorded: Arrays
+
+
+def _groups(pieces: list[Arrays], made: list[Arrays], stops: Sequence[Stop]) -> list[_Group]:
+    """One group where no attention is asked, or where all that it needs can be joined; else one for each piece."""
+    if len(pieces) == 1 or not stops:
+        return [_Group(pieces, made, made[0])]
+    axis = {n: a for s in stops for n, a in s.batch.items() if n in made[0]}
+    sizes = {made[0][s.at].shape[s.batch[s.at]] if s.batch[s.at] >= 0 else 0 for s in stops}
+    if len(sizes) == 1 and all(0 <= a < made[0][n].ndim and made[0][n].shape[a] == min(sizes) for n, a in axis.items()):
+        return [_Group(pieces, made, {n: concatenated([m[n] for m in made], a) for n, a in axis.items()})]
+    return [_Group([piece], [part], part) for piece, part in zip(pieces, made, strict=True)]
+
+
+def _padded(flat: list[NDArray[Any]], parts: list[NDArray[Any]]) -> NDArray[Any]:
+    if len({p.shape[1:] for p in parts}) == 1:
+        return np.concatenate(parts)
+    return _stacked([np.asarray(f, np.float32) for f in flat])
+
+
+def _stacked(rows: Sequence[Floats]) -> Floats:
+    """(n, m) arrays one under the other, NaN behind the end of the narrower ones."""
+    widest = max(r.shape[1] for r in rows)
+    return np.concatenate(
+        [
+            np.pad(r, ((0, 0), (0, widest - r.shape[1])), constant_values=np.nan) if r.shape[1] < widest else r
+            for r in rows
+        ]
+    )
+
+
+def _kind(output: NDArray[Any]) -> str:
+    """What an output (N, ...) holds."""
+    if output.dtype.kind != "f":
+        return "integers"
+    return "classes" if sum(s != 1 for s in output.shape[1:]) == 1 else "numbers"
+
+
+def joined(parts: Sequence[Observation]) -> Observation:
+    """Observations of several batches as one.
+
+    Raises:
+        CutError: the filters differ in shape, because the inputs do.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    for name in first.filters:
+        if len({p.filters[name].shape[1:] for p in parts}) > 1:
+            raise CutError(f"The filters at {name!r} differ in size among the inputs.", how="Give inputs of one size.")
+
+    def each(pick: str, join: Callable[[list[Any]], Any] = np.concatenate) -> dict[str, Any]:
+        return {k: join([getattr(p, pick)[k] for p in parts]) for k in getattr(first, pick)}
+
+    return Observation(
+        outputs=each("outputs", _stacked),
+        sizes=each("sizes"),
+        kinds=first.kinds,
+        tensors=each("tensors", _stacked),
+        statistics=each("statistics"),
+        filters=each("filters"),
+        maps=each("maps"),
+        targets=None if first.targets is None else np.concatenate([p.targets for p in parts if p.targets is not None]),
+        notes=tuple(dict.fromkeys(n for p in parts for n in p.notes)),
+    )
+
+
+Told = Callable[[float], None]
+
+
+def observed(
+    observer: Observer,
+    data: Data,
+    targets: Sequence[int] | str | None,
+    *,
+    batch_size: int | None = None,
+    told: Told | None = None,
+) -> Observation:
+    """What is seen of a model on all of its inputs, read a batch at a time.
+
+    Args:
+        observer: The model, and what is looked at.
+        data: Its inputs.
+        targets: As of `see`.
+        batch_size: Inputs at once.
+        told: Called with the part that is done.
+    """
+    found: list[Observation] = []
+    done = 0
+    for feeds in pieces(data, range(len(data)), batch_size or AT_ONCE):
+        count = observer.count(feeds)
+        own = (
+            list(targets[done : done + count])
+            if isinstance(targets, Sequence) and not isinstance(targets, str)
+            else targets
+        )
+        found.append(observer.see(feeds, own, batch_size=batch_size))
+        done += count
+        if told is not None:
+            told(done / len(data))
+    return joined(found)
+
+
+def pieces(data: Data, numbers: Sequence[int], batch: int) -> Iterator[Arrays]:
+    """The feeds of these inputs in batches of one shape."""
+    waiting: list[Arrays] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number in numbers:
+        feeds = data.read(number).feeds
+        own = {name: array.shape for name, array in feeds.items()}
+        if waiting and (own != shapes or len(waiting) == batch):
+            yield stacked(data.model, waiting)
+            waiting = []
+        waiting.append(feeds)
+        shapes = own
+    yield stacked(data.model, waiting)
