@@ -43,7 +43,9 @@ if TYPE_CHECKING:
         TensorInfo,
         Threshold,
     )
+    from .regress.baseline import baseline
     from .regress.bisect import bisect
+    from .regress.check import check
     from .regress.compare import compare
     from .runtime import run
     from .tail import to_torch
@@ -66,7 +68,9 @@ _HOME = {
     "Model": ".graph.model",
     "run": ".runtime",
     "to_torch": ".tail",
+    "baseline": ".regress.baseline",
     "bisect": ".regress.bisect",
+    "check": ".regress.check",
     "compare": ".regress.compare",
     **dict.fromkeys(
         [
@@ -125,8 +129,10 @@ __all__ = [
     "UnsupportedModelError",
     "attend",
     "attend_many",
+    "baseline",
     "bisect",
     "breakpoints",
+    "check",
     "compare",
     "cut",
     "evaluate",

@@ -13,7 +13,7 @@ from l2caf_onnx.errors import InputError
 from l2caf_onnx.explain.batches import batch_axis, cut_out, stacked
 from l2caf_onnx.graph.layout import axes, layouts
 from l2caf_onnx.graph.model import Model
-from l2caf_onnx.inputs import PendingSample, Sample, find_samples
+from l2caf_onnx.inputs import Part, PendingSample, Sample, find_samples
 from l2caf_onnx.preprocess import Preprocess, Source
 from l2caf_onnx.records import TensorInfo
 from l2caf_onnx.runtime import check_feeds
@@ -53,9 +53,13 @@ class Data:
             return Sample(self.names[number], cut_out(self._arrays, self._along, piece), None)
         return self._pending[number].read()
 
+    def parts(self, number: int) -> tuple[Part, ...]:
+        """The files of a sample, each with its input; none of arrays."""
+        return self._pending[number].parts if self._arrays is None else ()
+
     def picture(self, number: int) -> Pictured | None:
         """The first picture of a sample: the input that it is for, its file, how it becomes numbers."""
-        parts = self._pending[number].parts if self._arrays is None else ()
+        parts = self.parts(number)
         return next(((t, path, how) for t, path, how in parts if isinstance(path, Path) and how is not None), None)
 
     def only_picture(self, number: int) -> Pictured | None:

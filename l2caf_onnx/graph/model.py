@@ -67,13 +67,17 @@ class Model:
             external data not read.
         base_dir: Where relative paths of external data start; None when nothing is external.
         name: What to call it in messages.
+        path: Its file; None where it was made of something else.
         cache: What was made from it.
     """
 
-    def __init__(self, proto: onnx.ModelProto, *, base_dir: Path | None = None, name: str = "model") -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, *, base_dir: Path | None = None, name: str = "model", path: Path | None = None
+    ) -> None:
         self.proto = proto
         self.base_dir = base_dir
         self.name = name
+        self.path = path
         self.cache = Cache(lambda: sorted((_PRODUCTS[0], _BUDGET // (proto.ByteSize() + 1), _PRODUCTS[-1]))[1])
 
     def __repr__(self) -> str:
@@ -175,6 +179,7 @@ def load(source: str | Path | bytes | onnx.ModelProto | Model) -> Model:
     if isinstance(source, Model):
         return source
     base_dir: Path | None = None
+    path: Path | None = None
     if isinstance(source, onnx.ModelProto):
         proto, name = onnx.ModelProto(), "model"
         proto.CopyFrom(source)
@@ -201,7 +206,7 @@ def load(source: str | Path | bytes | onnx.ModelProto | Model) -> Model:
         proto.graph.node.extend(nodes)
     check_nodes(proto, where)
     _name_nodes(proto.graph)
-    return Model(proto, base_dir=base_dir if external else None, name=name)
+    return Model(proto, base_dir=base_dir if external else None, name=name, path=path)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

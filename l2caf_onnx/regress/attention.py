@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from l2caf_onnx.records import Pair
 
-from .breaking import counterpart
-from .observe import Observer, Question, Seen, Watch, observed
+from .breaking import affine_at, counterpart
+from .observe import Observer, observed
 from .session import Session
+from .watch import Question, Seen, Watch
 
 
 def attentions(
@@ -23,14 +24,17 @@ def attentions(
     asked = question or Question()
     places = {name: counterpart(name, held.alignment, one, other) for name in at}
     ends = [tuple(Seen(name=o.name, own=o.name) for o in m.outputs) for m in (one, other)]
+    affine = affine_at(one, at)
     ours = observed(
-        Observer(one, Watch(at={n: n for n in at}, outputs=ends[0], question=asked), providers=providers),
+        Observer(
+            one, Watch(at={n: n for n in at}, affine=affine, outputs=ends[0], question=asked), providers=providers
+        ),
         held.inputs.reference,
         "top1",
     )
     targets = None if ours.targets is None else ours.targets.tolist()
     theirs = observed(
-        Observer(other, Watch(at=places, outputs=ends[1], question=asked), providers=providers),
+        Observer(other, Watch(at=places, affine=affine, outputs=ends[1], question=asked), providers=providers),
         held.inputs.candidate,
         targets,
     )

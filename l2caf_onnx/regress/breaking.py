@@ -10,8 +10,9 @@ from l2caf_onnx.graph.breakpoints import breakpoints
 from l2caf_onnx.graph.model import Model
 from l2caf_onnx.records import Aligned
 
-from .observe import Observer, Question, Seen, Watch
+from .observe import Observer
 from .probe import Probe
+from .watch import Question, Seen, Watch
 
 _TRIED = 6  # breakpoints, before it is given up
 
@@ -38,6 +39,11 @@ def usual_breakpoint(data: Data, among: Collection[str], outputs: Sequence[Seen]
             continue
         return name
     return None
+
+
+def affine_at(model: Model, names: Collection[str]) -> frozenset[str]:
+    """Those of the breakpoints from which on all is affine, up to roundings."""
+    return frozenset(b.name for b in breakpoints(model) if b.affine and b.name in names)
 
 
 def counterpart(name: str, alignment: Sequence[Aligned], reference: Model, candidate: Model) -> str:

@@ -17,9 +17,11 @@ from l2caf_onnx.records import Change
 
 from .measure import Key, Values, measured
 from .metrics import METRICS
-from .observe import Observation, Observer, Watch, joined, pieces
+from .observation import Observation, joined
+from .observe import Observer, pieces
 from .thresholds import Noise, bundled
 from .variants import Variant, variants
+from .watch import Watch
 
 INPUTS = 24
 """On which variations are tried."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,25 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from l2caf_onnx.errors import InputError, L2cafError
+from l2caf_onnx.errors import L2cafError
 from l2caf_onnx.evaluation.data import Data, Given
 from l2caf_onnx.graph.model import Model, load
 from l2caf_onnx.preprocess import Source
 from l2caf_onnx.records import Change, Comparison, Pair, Score, Threshold
 
 from .bisect import local_errors, notes_of
-from .breaking import counterpart, usual_breakpoint
+from .breaking import affine_at, counterpart, usual_breakpoint
 from .calibrate import noise_of, spread
 from .given import both
 from .identity import identity
 from .measure import measured
-from .observe import AT_ONCE, Observation, Observer, Question, Seen, Watch, observed
+from .observation import Observation
+from .observe import AT_ONCE, Observer, observed
+from .pairing import numeric_outputs, outputs_of
 from .session import Session, session
 from .thresholds import Noise, Stated, Thresholds, bundled, given, refuse_unknown, score, unmeasured
 from .thresholds import measured as drawn_above
+from .watch import Question, Seen, Watch, question_of, targets_of
 
 Tell = Callable[[str, float], None]
 
@@ -108,13 +111,18 @@ def compare(
     say("alignment", 0.0)
     held = session(one, other, data, given=align, change=change, providers=providers)
     question = question_of(to, objective, constraint, radius, basis, layout, seed)
-    outputs = outputs_of(held)
+    outputs = outputs_of(numeric_outputs(one), other, held.alignment)
     notes = list(notes_of(held))
     places = _places(held, at, outputs, question, notes)
     names = {"output": [o.name for o, _ in outputs], "attention": list(places),
              "tensor": [a.reference for a in held.alignment]}  # fmt: skip
     refuse_unknown(own, names)
-    watch = Watch(at={n: n for n in places}, outputs=tuple(o for o, _ in outputs), question=question)
+    watch = Watch(
+        at={n: n for n in places},
+        affine=affine_at(one, places),
+        outputs=tuple(o for o, _ in outputs),
+        question=question,
+    )
     say("reference", 0.05)
     ours = _of_reference(held, watch, targets_of(target, len(data)), batch_size, providers)
     say("candidate", 0.25)
@@ -143,75 +151,6 @@ def compare(
         settings={**asdict(question), "at": list(places), "target": target, "calibrated": calibrate,
                   "inside": len(spread(len(data), INSIDE))},
     )  # fmt: skip
-
-
-def question_of(
-    to: str | Sequence[str] | None,
-    objective: str | None,
-    constraint: str | None,
-    radius: float | str | None,
-    basis: str | int | None,
-    layout: str | None,
-    seed: int,
-) -> Question:
-    """What is asked of attention, with defaults for what is None."""
-    usual = Question()
-    return Question(
-        to=to if to is None or isinstance(to, str) else tuple(to),
-        objective=objective,
-        constraint=constraint or usual.constraint,
-        radius=usual.radius if radius is None else radius,
-        basis=basis,
-        layout=layout,
-        seed=seed,
-    )
-
-
-def targets_of(target: int | str | None, count: int) -> list[int] | str | None:
-    """`target` as `Observer.see` takes it.
-
-    Raises:
-        InputError: no class, "top1" or "none".
-    """
-    if target is None or target == "top1":
-        return "top1"
-    if target == "none":
-        return None
-    if isinstance(target, bool) or not isinstance(target, int) or target < 0:
-        raise InputError(f"There is no target {target!r}.", how='Give a class index, "top1", or "none".')
-    return [target] * count
-
-
-def outputs_of(held: Session) -> list[tuple[Seen, Seen]]:
-    """Each numeric output of the reference as it is seen in both, paired by name, by alignment, or else by position.
-
-    Raises:
-        InputError: the candidate lacks one.
-    """
-    ours = [o for o in held.reference.model.outputs if numeric(o.dtype)]
-    theirs = [o for o in held.candidate.model.outputs if numeric(o.dtype)]
-    named = {o.name for o in theirs}
-    aligned = {a.reference: a for a in held.alignment if a.candidate in named}
-    found = []
-    for k, info in enumerate(ours):
-        pair = aligned.get(info.name)
-        other = info.name if info.name in named else pair.candidate if pair else None
-        if other is None and len(ours) == len(theirs):
-            other = theirs[k].name
-        if other is None:
-            raise InputError(
-                f"The candidate has no output that does the work of {info.name!r}.",
-                where=f"Its outputs: {', '.join(sorted(named)) or 'none of numbers'}.",
-                how="Give the pair by hand (--align), or compare models that answer the same question.",
-            )
-        order = pair.order if pair is not None and pair.candidate == other else None
-        found.append((Seen(name=info.name, own=info.name), Seen(name=info.name, own=other, order=order)))
-    return found
-
-
-def numeric(dtype: str) -> bool:
-    """Whether a tensor of that type holds numbers."""
-    return dtype.startswith(("float", "bfloat", "int", "uint", "bool"))
 
 
 def _places(
@@ -264,7 +203,7 @@ def _of_candidate(
     """What is seen of the candidate; attention is left out where it has none to tell and nobody asked for it."""
     model, data = held.candidate.model, held.inputs.candidate
     targets = None if ours.targets is None else ours.targets.tolist()
-    whole = Watch(at=places, outputs=tuple(outputs), question=watch.question)
+    whole = replace(watch, at=places, outputs=tuple(outputs))
     try:
         return observed(Observer(model, whole, providers=providers), data, targets, batch_size=batch_size)
     except L2cafError as e:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,10 @@ def both(
     if candidate_inputs is not None:
         theirs = samples(candidate, candidate_inputs, candidate_preprocess or preprocess)
     elif isinstance(inputs, Mapping):
-        theirs = samples(candidate, _adapted(reference, candidate, dict(inputs)), None)
+        theirs = samples(candidate, adapted([i.name for i in reference.inputs], candidate, dict(inputs)), None)
+    elif _renamed(ours, candidate):
+        arrays = stacked_of(ours, range(len(ours)))
+        theirs = samples(candidate, adapted([i.name for i in reference.inputs], candidate, arrays), None)
     else:
         theirs = collect(candidate, inputs, candidate_preprocess or preprocess)
     if len(ours) != len(theirs):
@@ -98,6 +101,13 @@ def both(
     if not len(ours):
         raise InputError("There is no input.", how="Give one at least.")
     return Both(ours, theirs)
+
+
+def _renamed(ours: Data, candidate: Model) -> bool:
+    """Whether the samples are stored arrays, under names that the candidate's inputs have not."""
+    names = {i.name for i in candidate.inputs}
+    parts = [part for k in range(len(ours)) for part in ours.parts(k)]
+    return all(how is None for _, _, how in parts) and any(tensor.name not in names for tensor, _, _ in parts)
 
 
 def samples(model: Model, inputs: Given, preprocess: Source | None) -> Data:
@@ -115,9 +125,9 @@ def samples(model: Model, inputs: Given, preprocess: Source | None) -> Data:
     return Data(model, arrays=arrays)
 
 
-def _adapted(reference: Model, candidate: Model, arrays: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """Arrays for the reference's inputs as the candidate takes them."""
-    order = [i.name for i in reference.inputs if i.name in arrays]
+def adapted(names: Sequence[str], candidate: Model, arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Arrays for inputs of a reference, in the order of those `names`, as the candidate takes them."""
+    order = [name for name in names if name in arrays]
     found: dict[str, NDArray[Any]] = {}
     for k, info in enumerate(candidate.inputs):
         name = info.name if info.name in arrays else order[k] if k < len(order) else None

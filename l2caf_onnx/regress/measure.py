@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from l2caf_onnx.records import Subject
 
 from .metrics import METRICS, Metric, metrics_of
-from .observe import Observation
+from .observation import Observation
 
 Key = tuple[Subject, str, str]
 """Subject, name, metric."""

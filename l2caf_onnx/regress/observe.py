@@ -7,7 +7,7 @@ solved all come from that run. A check so costs little more than the forward pas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from l2caf_onnx import runtime
-from l2caf_onnx.errors import CutError, InputError, SolverError
+from l2caf_onnx.errors import InputError, SolverError
 from l2caf_onnx.evaluation.data import Data
 from l2caf_onnx.explain.batches import batches, stacked
 from l2caf_onnx.explain.explanation import Explanation
 from l2caf_onnx.explain.opened import joined as concatenated
-from l2caf_onnx.explain.query import Plan, plan
 from l2caf_onnx.explain.scene import Scene
 from l2caf_onnx.explain.stop import Stop, has_quantised, stop_at
 from l2caf_onnx.graph.cut import extract
@@ -29,130 +28,20 @@ from l2caf_onnx.graph.half import uses_half
 from l2caf_onnx.graph.layout import layouts
 from l2caf_onnx.graph.model import Model
 from l2caf_onnx.records import Attention
-from l2caf_onnx.solvers import resolve
 
 from .feeding import reordered
+from .observation import Floats, Observation, joined, kind_of, stacked_rows
 from .probe import Probe
 from .sketch import statistics, values_at
+from .watch import Seen, Watch
 
 Arrays = dict[str, NDArray[Any]]
-Floats = NDArray[np.float32]
 
 OUTPUT_PLACES = 2048
 """Values of an output that are kept; where it has more, they are taken at seeded places."""
 TENSOR_PLACES = 128
 AT_ONCE = 10
 """Inputs in a batch, where memory allows: fewer leave a core waiting, more leave the caches."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is asked of attention at every breakpoint, as the arguments of `attend`.
-
-    The defaults are chosen for repeatability: where the tail is affine there is one answer, and it moves no more than
-    the activations do; a radius that is searched for ("auto") may jump.
-    """
-
-    to: str | Sequence[str] | None = None
-    objective: str | None = None
-    constraint: str = "l2-nonneg"
-    radius: float | str = 0.5
-    basis: str | int | None = None
-    layout: str | None = None
-    seed: int = 0
-
-    def planned(self, targets: Sequence[int] | None) -> Plan:
-        """As a plan, about those classes.
-
-        Of a class, where no objective is named, its contrast with the strongest others, in closed form where the tail
-        is affine, else by the solver "slope", which draws nothing at random and has one answer too.
-        """
-        own = None if targets is None else list(targets)
-        objective = self.objective or (None if own is None else "contrast")
-        made = plan(
-            target=own, objective=objective, constraint=self.constraint, radius=self.radius, basis=self.basis,
-            seed=self.seed,
-        )  # fmt: skip
-        by_slope = own is not None and self.objective is None and self.basis is None and made.fallback is not None
-        return replace(made, solver=resolve("slope")) if by_slope else made
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """A tensor that is watched: its name in the comparison, in this model, and how its axes are turned to be compared.
-
-    Attributes:
-        name: As the reference calls it.
-        own: As this model calls it.
-        order: Of the axes; None: as they are.
-        scale: What the values are multiplied by.
-    """
-
-    name: str
-    own: str
-    order: tuple[int, ...] | None = None
-    scale: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """What is looked at in a model.
-
-    Attributes:
-        tensors: Intermediates.
-        at: {name in the comparison: own name} of the breakpoints.
-        outputs: What the model returns.
-        question: What is asked of attention.
-    """
-
-    tensors: tuple[Seen, ...] = ()
-    at: Mapping[str, str] = field(default_factory=dict)
-    outputs: tuple[Seen, ...] = ()
-    question: Question = Question()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Observation:
-    """What was seen of a model on N inputs.
-
-    Attributes:
-        outputs: {name in the comparison: (N, M) float32}, NaN behind the end of shorter ones.
-        sizes: {name: (N,)} the number of elements, of which `outputs` may hold only some.
-        kinds: {name: "classes" (one score for each), "integers" or "numbers"}.
-        tensors: {name in the comparison: (N, K) values}.
-        statistics: {name in the comparison: (N, 4)}.
-        filters: {breakpoint: (N, *spatial)}.
-        maps: {breakpoint: (N, *input spatial)}.
-        targets: (N,) the classes asked about; None where none.
-        notes: What a reader should know.
-    """
-
-    outputs: Mapping[str, Floats]
-    sizes: Mapping[str, NDArray[np.int64]]
-    kinds: Mapping[str, str]
-    tensors: Mapping[str, Floats]
-    statistics: Mapping[str, Floats]
-    filters: Mapping[str, Floats]
-    maps: Mapping[str, Floats]
-    targets: NDArray[np.int64] | None
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(next(iter(self.sizes.values())))
-
-    def part(self, numbers: Sequence[int]) -> Observation:
-        """Of some of the inputs."""
-        own = np.asarray(numbers, np.intp)
-        return replace(
-            self,
-            outputs={k: v[own] for k, v in self.outputs.items()},
-            sizes={k: v[own] for k, v in self.sizes.items()},
-            tensors={k: v[own] for k, v in self.tensors.items()},
-            statistics={k: v[own] for k, v in self.statistics.items()},
-            filters={k: v[own] for k, v in self.filters.items()},
-            maps={k: v[own] for k, v in self.maps.items()},
-            targets=None if self.targets is None else self.targets[own],
-        )
 
 
 class Observer:
@@ -184,7 +73,7 @@ class Observer:
     def classes(self, outputs: Sequence[NDArray[Any]]) -> NDArray[np.int64] | None:
         """(N,): the class of the largest score, where the first output holds one score for each class."""
         first = outputs[0]
-        if len(outputs) != 1 or _kind(first) != "classes":
+        if len(outputs) != 1 or kind_of(first) != "classes":
             return None
         return np.asarray(np.nan_to_num(first.reshape(len(first), -1), nan=-np.inf).argmax(1), np.int64)
 
@@ -251,12 +140,12 @@ class Observer:
         for seen in self.watch.tensors:
             rows = self._rows(seen, group.made, count)
             tensors[seen.name], numbers[seen.name] = values_at(rows, TENSOR_PLACES), statistics(rows)
-        answers = {name: self._attention(group, stop, asked) for name, stop in stops.items()}
+        answers = {name: self._attention(group, stop, asked, name in self.watch.affine) for name, stop in stops.items()}
         flat = {name: o.reshape(count, -1) for name, o in outputs.items()}
         return Observation(
             outputs={name: values_at(f, OUTPUT_PLACES) for name, f in flat.items()},
             sizes={name: np.full(count, f.shape[1]) for name, f in flat.items()},
-            kinds={name: _kind(o) for name, o in outputs.items()},
+            kinds={name: kind_of(o) for name, o in outputs.items()},
             tensors=tensors,
             statistics=numbers,
             filters={n: a.filter for n, a in answers.items()},
@@ -300,10 +189,10 @@ class Observer:
                 )
         return parts[0] if len(parts) == 1 else _padded([p.reshape(len(p), -1) for p in parts], parts)
 
-    def _attention(self, group: _Group, stop: Stop, asked: Any) -> Attention:
+    def _attention(self, group: _Group, stop: Stop, asked: Any, affine: bool) -> Attention:
         scene = Scene(self.model, group.pieces, group.recorded, stop, torch.device("cpu"), self.providers)
         classes = None if asked is None else tuple(asked)
-        found = Explanation(scene, self.watch.question.planned(asked), classes).attention()
+        found = Explanation(scene, self.watch.question.planned(asked, affine=affine), classes).attention()
         if not found.proof.ok:
             raise SolverError(
                 "onnxruntime does not confirm the attention, so there is nothing to compare.",
@@ -342,54 +231,7 @@ def _groups(pieces: list[Arrays], made: list[Arrays], stops: Sequence[Stop]) -> 
 def _padded(flat: list[NDArray[Any]], parts: list[NDArray[Any]]) -> NDArray[Any]:
     if len({p.shape[1:] for p in parts}) == 1:
         return np.concatenate(parts)
-    return _stacked([np.asarray(f, np.float32) for f in flat])
-
-
-def _stacked(rows: Sequence[Floats]) -> Floats:
-    """(n, m) arrays one under the other, NaN behind the end of the narrower ones."""
-    widest = max(r.shape[1] for r in rows)
-    return np.concatenate(
-        [
-            np.pad(r, ((0, 0), (0, widest - r.shape[1])), constant_values=np.nan) if r.shape[1] < widest else r
-            for r in rows
-        ]
-    )
-
-
-def _kind(output: NDArray[Any]) -> str:
-    """What an output (N, ...) holds."""
-    if output.dtype.kind != "f":
-        return "integers"
-    return "classes" if sum(s != 1 for s in output.shape[1:]) == 1 else "numbers"
-
-
-def joined(parts: Sequence[Observation]) -> Observation:
-    """Observations of several batches as one.
-
-    Raises:
-        CutError: the filters differ in shape, because the inputs do.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    for name in first.filters:
-        if len({p.filters[name].shape[1:] for p in parts}) > 1:
-            raise CutError(f"The filters at {name!r} differ in size among the inputs.", how="Give inputs of one size.")
-
-    def each(pick: str, join: Callable[[list[Any]], Any] = np.concatenate) -> dict[str, Any]:
-        return {k: join([getattr(p, pick)[k] for p in parts]) for k in getattr(first, pick)}
-
-    return Observation(
-        outputs=each("outputs", _stacked),
-        sizes=each("sizes"),
-        kinds=first.kinds,
-        tensors=each("tensors", _stacked),
-        statistics=each("statistics"),
-        filters=each("filters"),
-        maps=each("maps"),
-        targets=None if first.targets is None else np.concatenate([p.targets for p in parts if p.targets is not None]),
-        notes=tuple(dict.fromkeys(n for p in parts for n in p.notes)),
-    )
+    return stacked_rows([np.asarray(f, np.float32) for f in flat])
 
 
 Told = Callable[[float], None]
@@ -401,20 +243,23 @@ def observed(
     targets: Sequence[int] | str | None,
     *,
     batch_size: int | None = None,
+    numbers: Sequence[int] | None = None,
     told: Told | None = None,
 ) -> Observation:
-    """What is seen of a model on all of its inputs, read a batch at a time.
+    """What is seen of a model on its inputs, read a batch at a time.
 
     Args:
         observer: The model, and what is looked at.
         data: Its inputs.
         targets: As of `see`.
         batch_size: Inputs at once.
+        numbers: Which inputs; None: all.
         told: Called with the part that is done.
     """
     found: list[Observation] = []
     done = 0
-    for feeds in pieces(data, range(len(data)), batch_size or AT_ONCE):
+    wanted = range(len(data)) if numbers is None else numbers
+    for feeds in pieces(data, wanted, batch_size or AT_ONCE):
         count = observer.count(feeds)
         own = (
             list(targets[done : done + count])
@@ -424,7 +269,7 @@ def observed(
         found.append(observer.see(feeds, own, batch_size=batch_size))
         done += count
         if told is not None:
-            told(done / len(data))
+            told(done / len(wanted))
     return joined(found)
 
 
