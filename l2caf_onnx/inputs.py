@@ -13,8 +13,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,19 @@ class Sample:
     image: Image.Image | None
 
 
-Part = tuple[TensorInfo, Path | Stored, Preprocess | None]
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample of an array that holds several, along its batch axis."""
+
+    source: Path | Stored
+    number: int
+    axis: int
+
+    def __str__(self) -> str:
+        return f"{self.source}[{self.number}]"
+
+
+Part = tuple[TensorInfo, Path | Stored | Row, Preprocess | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +73,8 @@ class PendingSample:
         feeds: dict[str, NDArray[Any]] = {}
         image = None
         for tensor, path, settings in self.parts:
-            if isinstance(path, Stored):
-                feeds[tensor.name] = path.read(tensor.name)
-            elif settings is None:
-                feeds[tensor.name] = _read_array(path, tensor.name)
+            if settings is None or not isinstance(path, Path):
+                feeds[tensor.name] = _read(path, tensor.name)
             else:
                 channels = _channels(tensor, settings.layout)
                 array, seen = prepare(read_image(path), settings, channels=channels, dtype=tensor.dtype)
@@ -77,9 +88,10 @@ def find_samples(
     """The samples that the INPUT arguments `specs` name, in order; no file is decoded yet.
 
     A spec is a path (picture, folder of pictures, `.npy`, `.npz` keyed by input names, what stored.py reads) or
-    `NAME=PATH`. Files for different inputs are zipped into samples; a single file for an input serves all samples.
-    `layouts` are by input name, such as "NCHW"; inputs without one take no pictures. `preprocess` may be None where
-    only arrays are given.
+    `NAME=PATH`. An array of several rows along the batch axis is as many samples, unless the model wants so many at
+    once. Files for different inputs are zipped into samples; a single one for an input serves all samples. `layouts`
+    are by input name, such as "NCHW"; inputs without one take no pictures. `preprocess` may be None where only arrays
+    are given.
 
     Raises:
         InputError: a file is missing or does not suit the model, pictures have no `preprocess`, or counts disagree.
@@ -90,7 +102,7 @@ def find_samples(
     for spec in specs:
         try:
             for part in _parts(spec, inputs, layouts, preprocess):
-                columns[part[0].name].append(part)
+                columns[part[0].name] += _rows(part, layouts[part[0].name])
         except OSError as e:
             raise InputError(f"{spec!r} cannot be looked up: {reason_of(e)}.") from e
     total = max(map(len, columns.values()), default=0)
@@ -205,6 +217,38 @@ def _parts(
         yield from ((tensor, file, settings) for file in (_pictures_in(path) if path.is_dir() else [path]))
 
 
+def _rows(part: Part, layout: str) -> list[Part]:
+    """The samples in one array: as many as it has rows along N of `layout`, where the model takes one at a time."""
+    tensor, source, settings = part
+    axis = layout.find("N")
+    if settings is not None or isinstance(source, Row) or axis < 0 or len(tensor.shape or ()) != len(layout):
+        return [part]
+    if tensor.shape is None or not (isinstance(tensor.shape[axis], str) or tensor.shape[axis] == 1):
+        return [part]
+    shape = source.shape(tensor.name) if isinstance(source, Stored) else _shape(source, tensor.name)
+    if len(shape) != len(tensor.shape) or shape[axis] < 2:
+        return [part]
+    return [(tensor, Row(source, k, axis), None) for k in range(shape[axis])]
+
+
+def _shape(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of an array by its header alone; () where it has none, which reading will tell better."""
+    try:
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as stream:
+                return _header(stream)
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+            return _header(member)
+    except _DAMAGED:
+        return ()
+
+
+def _header(stream: IO[bytes]) -> tuple[int, ...]:
+    major, _ = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    return tuple(read(stream)[0])
+
+
 def _split(spec: str, inputs: Sequence[TensorInfo]) -> tuple[TensorInfo | None, Path]:
     """The input that `NAME=PATH` names (None for a mere path) and its path, which exists; names may hold '=' too."""
     named, rest = None, spec
@@ -240,10 +284,33 @@ def _keys(path: Path) -> list[str]:
         raise InputError(f"The file is not an .npz: {reason_of(e)}.", where=f"File {str(path)!r}.") from e
 
 
-def _read_array(path: Path, name: str) -> NDArray[Any]:
+def _read(source: Path | Stored | Row, name: str) -> NDArray[Any]:
+    if isinstance(source, Stored):
+        return source.read(name)
+    if isinstance(source, Path):
+        return _read_array(source, name)
+    if isinstance(source.source, Path) and source.source.suffix.lower() == ".npy":
+        whole = _read_array(source.source, name, lazily=True)
+    else:
+        whole = _kept(source.source, name, _changed(source.source))
+    piece = slice(source.number, source.number + 1)
+    return np.array(whole[(slice(None),) * source.axis + (piece,)])
+
+
+@lru_cache(maxsize=2)
+def _kept(source: Path | Stored, name: str, changed: int) -> NDArray[Any]:
+    """An array that cannot be read in part, read once for the samples in it, as long as its file has not `changed`."""
+    return _read(source, name)
+
+
+def _changed(source: Path | Stored) -> int:
+    return (source.path if isinstance(source, Stored) else source).stat().st_mtime_ns
+
+
+def _read_array(path: Path, name: str, *, lazily: bool = False) -> NDArray[Any]:
     """The array of an `.npy`, or that called `name` of an `.npz`; no pickles."""
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if lazily else None)
         if isinstance(loaded, np.lib.npyio.NpzFile):
             with loaded:
                 loaded = loaded[name]

@@ -41,6 +41,10 @@ class Stored:
     def __str__(self) -> str:
         return self.name
 
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Of the array for the input `tensor`."""
+        return tuple(_proto(self.path).dims) if self.number is None else self.read(tensor).shape
+
     def read(self, tensor: str) -> NDArray[Any]:
         """The array for the input `tensor`.
 

@@ -233,3 +233,55 @@ def test_attend_takes_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert not stop.value.code
         losses.append(json.loads(capsys.readouterr().out)["results"][0]["loss"])
     assert losses[0] == losses[1]
+
+
+class TestRows:
+    """An array of several rows is several samples, as the model takes them: one at a time, or as many as it wants."""
+
+    ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+    def taken(self, path: Path, shape: tuple[int | str, ...] = ("N", 4), layout: str = "NC") -> list[Sample]:
+        found = find_samples([str(path)], [TensorInfo("a", "float32", shape)], {"a": layout}, None)
+        return [pending.read() for pending in found]
+
+    @pytest.mark.parametrize("kind", ["npy", "npz", "pb", "json"])
+    @pytest.mark.parametrize("shape", [("N", 4), (1, 4)])
+    def test_each_row_is_a_sample(self, tmp_path: Path, kind: str, shape: tuple[int | str, ...]) -> None:
+        path = tmp_path / f"x.{kind}"
+        if kind == "npy":
+            np.save(path, self.ROWS)
+        elif kind == "npz":
+            np.savez(path, a=self.ROWS)
+        elif kind == "pb":
+            pb(path, self.ROWS)
+        else:
+            save(path, [{"a": encoded(self.ROWS)}])
+        samples = self.taken(path, shape)
+        assert [s.feeds["a"].shape for s in samples] == [(1, 4)] * 3
+        np.testing.assert_array_equal(np.concatenate([s.feeds["a"] for s in samples]), self.ROWS)
+        assert samples[2].name == f"{path}[0][2]" if kind == "json" else f"{path}[2]"
+
+    def test_along_another_axis(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", self.ROWS.T)
+        samples = self.taken(tmp_path / "x.npy", (4, "N"), "CN")
+        np.testing.assert_array_equal(np.concatenate([s.feeds["a"] for s in samples], axis=1), self.ROWS.T)
+
+    @pytest.mark.parametrize(
+        ("shape", "layout"), [((3, 4), "NC"), (("N", 4), ""), (("N", 4), "TC"), (("N", 4, 1), "NCL"), (("N", 4), "NCL")]
+    )
+    def test_what_the_model_takes_at_once_stays_whole(
+        self, tmp_path: Path, shape: tuple[int | str, ...], layout: str
+    ) -> None:
+        np.save(tmp_path / "x.npy", self.ROWS)
+        (sample,) = self.taken(tmp_path / "x.npy", shape, layout)
+        assert sample.feeds["a"].shape == (3, 4)
+
+    def test_a_damaged_file_is_told_as_ever(self, tmp_path: Path) -> None:
+        (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00no")
+        with pytest.raises(InputError, match="cannot be read"):
+            self.taken(tmp_path / "x.npy")
+
+    def test_a_file_that_changed_is_read_anew(self, tmp_path: Path) -> None:
+        for k in range(2):
+            np.savez(tmp_path / "x.npz", a=self.ROWS + k)
+            assert self.taken(tmp_path / "x.npz")[0].feeds["a"][0, 0] == k
