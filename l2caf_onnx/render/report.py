@@ -23,6 +23,7 @@ from .verdict import badness, beyond, clean, headline, number, quantiles, ranked
 
 DRAWN = 12  # inputs with pictures, over all breakpoints
 ROWS = 300  # of a table
+_PLOTTED = {"local": "Tensors inside: local error, of what each node makes of the reference's own tensors"}
 _GLANCE = 2  # inputs drawn at a breakpoint where nothing fails
 
 
@@ -136,7 +137,7 @@ def _drift(found: Comparison) -> list[dict[str, Any]]:
     there = sorted((depths[n], s) for n, s in cosines.items() if n in depths) if len(depths) > 1 else []
     if there:
         worst, median = ([_mark(d, s, k, 1.0) for d, s in there] for k in (0, 2))
-        lines = [Line("worst input", "worst", worst), Line("median input", "median", median)]
+        lines = [Line("median input", "median", median), Line("worst input", "worst", worst)]
         plots.append(_plot("Attention at the breakpoints", lines, "1 - cosine", "depth in the reference"))
     order = {a.reference: k for k, a in enumerate(found.alignment)}
     groups: dict[str, list[Score]] = {}
@@ -150,7 +151,7 @@ def _drift(found: Comparison) -> list[dict[str, Any]]:
         decibels = "snr" in metric.lower() or metric.lower().endswith("_db")
         base = None if decibels or (scores[0].threshold is not None and scores[0].threshold.above) else 1.0
         worst, median = ([_mark(x, s, k, base) for x, s in zip(along, scores, strict=True)] for k in (0, 2))
-        lines = [Line("worst input", "worst", worst), Line("median input", "median", median, dots=False)]
+        lines = [Line("median input", "median", median, dots=False), Line("worst input", "worst", worst)]
         limits = [Mark(x, _from(base, s.threshold.value), f"threshold of {clean(s.name)}")
                   for x, s in zip(along, scores, strict=True) if s.threshold is not None]  # fmt: skip
         if limits:
@@ -160,8 +161,9 @@ def _drift(found: Comparison) -> list[dict[str, Any]]:
             marks = [_mark(k / max(len(own) - 1, 1), s, 0, None) for k, s in enumerate(own)]
             lines.append(Line("inherited, worst input", "inherited", marks, dots=False))
         named = metric if base is None else f"1 - {metric}"
-        plots.append(_plot(f"Tensors inside: {metric}", lines, named, "tensors, in the order of the reference",
-                           logarithmic=not decibels))  # fmt: skip
+        title = _PLOTTED.get(metric, f"Tensors inside: {clean(metric, 40)}")
+        x_label = "tensors, in the order of the reference"
+        plots.append(_plot(title, lines, named, x_label, logarithmic=not decibels))
     return [p for p in plots if p["svg"]]
 
 

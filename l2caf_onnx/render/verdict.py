@@ -140,7 +140,7 @@ def quantiles(score: Score) -> tuple[float, float, float]:
     worse_up = score.threshold is None or score.threshold.above
     ordered = np.sort(known)[:: -1 if worse_up else 1]
     last = len(ordered) - 1
-    return (float(ordered[0]), float(ordered[round(0.1 * last)]), float(ordered[round(0.5 * last)]))
+    return (float(ordered[0]), float(ordered[int(0.1 * last + 0.5)]), float(ordered[int(0.5 * last + 0.5)]))
 
 
 @dataclass(frozen=True, slots=True)
