@@ -89,7 +89,7 @@ def check(
     targets = None if stored.targets is None else stored.targets.tolist()
     seen = observed(
         Observer(loaded, watch, providers=used), data, targets, batch_size=manifest["batch_size"],
-        told=lambda part: say("inputs", 0.7 * part),
+        like=stored, told=lambda part: say("inputs", 0.7 * part),
     )  # fmt: skip
     _refuse_other_shapes(stored, seen)
     first = {k: Threshold(**t) for k, t in manifest["stated"].items()} | own

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from l2caf_onnx.errors import L2cafError
+from l2caf_onnx.errors import CutError, ParityError, UnsupportedModelError
 from l2caf_onnx.evaluation.data import Data, Given
 from l2caf_onnx.graph.model import Model, load
 from l2caf_onnx.preprocess import Source
@@ -147,7 +147,7 @@ def compare(
         alignment=held.alignment,
         pairs=pairs_of(ours, theirs, places, held.reference.depth),
         images=pictures_of(data.reference),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys((*notes, *theirs.notes))),
         settings={**asdict(question), "at": list(places), "target": target, "calibrated": calibrate,
                   "inside": len(spread(len(data), INSIDE))},
     )  # fmt: skip
@@ -205,8 +205,8 @@ def _of_candidate(
     targets = None if ours.targets is None else ours.targets.tolist()
     whole = replace(watch, at=places, outputs=tuple(outputs))
     try:
-        return observed(Observer(model, whole, providers=providers), data, targets, batch_size=batch_size)
-    except L2cafError as e:
+        return observed(Observer(model, whole, providers=providers), data, targets, batch_size=batch_size, like=ours)
+    except (UnsupportedModelError, ParityError, CutError) as e:
         if asked or not places:
             raise
         notes.append(f"The candidate's attention at {', '.join(places.values())} is not to be had: {e.what}")

@@ -75,7 +75,7 @@ def read_part(path: Path, manifest: Mapping[str, Any]) -> tuple[Observation, lis
         InputError: the file is missing, damaged, or not what the manifest says.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         digests = [str(d) for d in arrays["inputs"]]
         return _observation(arrays, manifest, len(digests)), digests

@@ -9,7 +9,7 @@ from l2caf_onnx.errors import InputError
 from l2caf_onnx.explain.query import Plan, plan
 from l2caf_onnx.solvers import Slope
 
-_FEW, _SHARP = 8, 1e-3  # occlusions, and the part of each axis that the slope is smoothed over: nothing
+from .straight import Straight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,8 @@ class Question:
 
         Of a class, where no objective is named, its contrast with the strongest others, in closed form where the tail
         is affine, else by the solver "slope", which draws nothing at random and has one answer too. Where the reference
-        is `affine` but this tail is not (roundings were put into it), the slope is not smoothed over cells: so it is
-        what the closed form finds.
+        is `affine` but this tail is not (roundings were put into it), the slope is taken where nothing is filtered, as
+        the closed form does.
         """
         own = None if targets is None else list(targets)
         objective = self.objective or (None if own is None else "contrast")
@@ -45,7 +45,7 @@ class Question:
         by_slope = own is not None and self.objective is None and self.basis is None and made.fallback is not None
         if not by_slope:
             return made
-        return replace(made, solver=Slope(occlusions=_FEW, sigma=_SHARP) if affine else Slope())
+        return replace(made, solver=Straight() if affine else Slope())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
