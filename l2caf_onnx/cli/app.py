@@ -7,6 +7,10 @@ from typing import Annotated
 import typer
 
 from .attend import attend
+from .baseline import baseline
+from .bisect import bisect
+from .check import check
+from .compare import compare
 from .cut import cut
 from .eval import evaluate
 from .inspect import inspect
@@ -23,6 +27,10 @@ app.command()(inspect)
 app.command()(cut)
 app.command()(attend)
 app.command("eval")(evaluate)
+app.command()(baseline)
+app.command()(check)
+app.command()(compare)
+app.command()(bisect)
 
 
 def _version(asked: bool) -> None:

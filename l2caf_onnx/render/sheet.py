@@ -27,7 +27,7 @@ def save_sheets(found: Comparison | Bisection, folder: Path, stem: str) -> list[
     """
     if isinstance(found, Bisection):
         return []
-    files = []
+    files: list[Path] = []
     for pair in found.pairs:
         if any(not s.ok for s in found.scores if s.subject == "attention" and s.name == pair.at):
             files.append(folder / f"{stem}-{len(files) + 1}.png")
