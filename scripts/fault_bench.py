@@ -26,7 +26,7 @@ from scripts.faults.rows import Row  # noqa: E402
 from scripts.faults.subjects import COUNT, NAMES, WITH_SWISH, subject  # noqa: E402
 
 RECORD = ROOT / "models" / "zoo" / "fault-bench.jsonl"
-BISECTED = 32  # of the inputs
+BISECTED = 32  # inputs, those whose outputs differ most
 
 
 def line(row: Row) -> str:

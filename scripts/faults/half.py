@@ -15,7 +15,7 @@ from onnx import helper
 import l2caf_onnx as caf
 
 from .fault import Fault
-from .graphs import copied, layers, near, put, reconnect, settled, spread
+from .graphs import consumers, copied, layers, near, put, reconnect, settled, spread
 from .subjects import rows
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -44,9 +44,15 @@ def overflowing(
     scores do.
 
     The large number passes an operator that computes nothing: onnxruntime's CPU kernels compute in float32, and it
-    keeps what two of them hand over.
+    keeps what two of them hand over. Not before a Clip, which makes of infinity what it makes of the number.
     """
-    suited = [layer for layer in layers(sound) if layer.index < len(sound.graph.node) - 2]
+    nodes = sound.graph.node
+    suited = [
+        layer
+        for layer in layers(sound)
+        if layer.index < len(nodes) - 2
+        and all(nodes[i].op_type != "Clip" for i in consumers(sound, nodes[layer.index].output[0]))
+    ]
     places = list(spread(sound, suited, lambda layer: layer.index))
     tensors = [sound.graph.node[layer.index].output[0] for _, layer in places]
     for (place, layer), tensor, largest in zip(places, tensors, _maxima(reference, tensors, feeds), strict=True):
@@ -57,13 +63,13 @@ def overflowing(
         put(made, factor, np.array(LARGEST / np.quantile(largest, 1 - SHARE), np.float16))
         put(made, axis, np.array([0], np.int64))
         reconnect(made, tensor, parts[-1])
-        nodes = [
+        added = [
             helper.make_node("Mul", [tensor, factor], [parts[0]], f"{where}_grown"),
             helper.make_node("Unsqueeze", [parts[0], axis], [parts[1]], f"{where}_wide"),
             helper.make_node("Squeeze", [parts[1], axis], [parts[2]], f"{where}_narrow"),
             helper.make_node("Div", [parts[2], factor], [parts[3]], f"{where}_shrunk"),
         ]
-        for offset, node in enumerate(nodes, 1):
+        for offset, node in enumerate(added, 1):
             made.graph.node.insert(layer.index + offset, node)
         yield Fault(
             family="fp16 overflow", strength="", place=place, where=where, proto=settled(made),

@@ -9,16 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 import l2caf_onnx as caf
 
-from .effect import Ground, effect, ground, looks, outputs_of
+from .effect import Ground, distances, effect, ground, looks, outputs_of
 from .fault import Base, Fault
 from .harmless import changes
 from .planting import Sound, faults
 from .rows import Row
-from .subjects import WITH_SWISH, Outputs, Subject
+from .subjects import Outputs, Subject
 
 NAMED = 10  # failures that a row keeps of each subject
 
@@ -31,7 +32,7 @@ class Judge:
         self.model = caf.load(subject.proto)
         self.sound = Sound(subject)
         self.reference: Outputs = outputs_of(self.model, subject.feeds)
-        self.few = {name: values[:bisected] for name, values in subject.feeds.items()}
+        self.bisected = bisected
         self.count = len(next(iter(subject.feeds.values())))
         self.grounds: dict[Base, Ground] = {}
 
@@ -44,12 +45,9 @@ class Judge:
 
     def harmless(self) -> Iterator[tuple[Row, Any]]:
         """Harmless changes as rows to be filled, each with what makes the verdict."""
-        if self.subject.name != WITH_SWISH:
-            for change in changes(self.subject):
-                row = Row(
-                    model=self.subject.name, kind="harmless", name=change.kind, base=change.base, inputs=self.count
-                )
-                yield row, change
+        for change in changes(self.subject):
+            row = Row(model=self.subject.name, kind="harmless", name=change.kind, base=change.base, inputs=self.count)
+            yield row, change
 
     def faults(self) -> Iterator[tuple[Row, Any]]:
         """Faults, likewise."""
@@ -85,7 +83,10 @@ class Judge:
             looks=looks(self.subject, outputs, self.reference),
         )
         row = self._compared(row, candidate, fault.feeds)
-        return row if fault.place == "input" else self._bisected(row, candidate, fault.tensors)
+        if fault.place == "input":
+            return row
+        worst = np.argsort(-distances(outputs, self.reference), kind="stable")[: self.bisected]
+        return self._bisected(row, candidate, fault.tensors, np.sort(worst))
 
     def _as_taken(self, candidate: caf.Model) -> dict[str, NDArray[Any]]:
         """The feeds under the candidate's names and in its layout."""
@@ -98,9 +99,8 @@ class Judge:
 
     def _compared(self, row: Row, candidate: caf.Model, feeds: Mapping[str, NDArray[Any]] | None) -> Row:
         start = time.perf_counter()
-        extra = {} if feeds is None else {"candidate_inputs": feeds}
         try:
-            found = caf.compare(self.model, candidate, self.subject.feeds, **extra)
+            found = caf.compare(self.model, candidate, self.subject.feeds, candidate_inputs=feeds)
         except caf.L2cafError as e:
             return replace(row, error=f"compare: {e}", seconds=(time.perf_counter() - start, 0.0))
         failures = [[s.subject, s.name, s.metric, round(s.failing, 4)] for s in found.failures]
@@ -111,10 +111,11 @@ class Judge:
         seconds = time.perf_counter() - start, 0.0
         return replace(row, change=found.change, failures=kept, judged=judged, seconds=seconds)
 
-    def _bisected(self, row: Row, candidate: caf.Model, planted: tuple[str, ...]) -> Row:
+    def _bisected(self, row: Row, candidate: caf.Model, planted: tuple[str, ...], numbers: NDArray[np.intp]) -> Row:
+        """On the inputs whose outputs differ most, as one bisects what a comparison has shown."""
         start = time.perf_counter()
         try:
-            found = caf.bisect(self.model, candidate, self.few)
+            found = caf.bisect(self.model, candidate, {n: v[numbers] for n, v in self.subject.feeds.items()})
         except caf.L2cafError as e:
             return replace(row, error=f"{row.error} bisect: {e}".strip())
         first = found.first
