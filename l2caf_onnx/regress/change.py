@@ -7,6 +7,7 @@ weights, one of them wrong, and is held to the measure of that.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -93,8 +94,9 @@ def _rows_agree(one: Weight, other: Weight) -> bool:
     return max(both) >= _ALIKE
 
 
-def _cosine(one: Weight, other: Weight) -> float:
+def _cosine(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> float:
     """The mean over rows of |cosine|."""
+    one, other = one.astype(np.float64), other.astype(np.float64)  # a broken weight may be near the largest float32
     sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     kept = sizes > 0
     if not kept.any():

@@ -39,6 +39,6 @@ def outputs_of(
 
 
 def numeric_outputs(model: Model) -> list[str]:
-    """The outputs that hold numbers."""
-    kinds = ("float", "bfloat", "int", "uint", "bool")
+    """The outputs that hold numbers, as far as the file tells."""
+    kinds = ("float", "bfloat", "int", "uint", "bool", "?")
     return [o.name for o in model.outputs if o.dtype.startswith(kinds)]
