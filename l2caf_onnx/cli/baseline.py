@@ -105,7 +105,10 @@ def _print(found: Baseline) -> None:
         (name, f"{'<=' if t.above else '>='} {number(t.value)}", f"{t.share:.0%}", t.source)
         for name, t in found.thresholds.items()
     ]
-    print_table(("threshold", "allowed", "inputs that may be beyond", "where it comes from"), rows)
+    if rows:
+        print_table(("threshold", "allowed", "inputs that may be beyond", "where it comes from"), rows)
+    else:
+        typer.echo("No thresholds are stored: `check` has those of the class of change that it sees (--calibrate).")
     resumed = f", {found.resumed} of them stored before" if found.resumed else ""
     typer.echo(
         f"{len(found.inputs)} inputs{resumed} at {len(found.at)} breakpoint{'s' if len(found.at) != 1 else ''} are in "
