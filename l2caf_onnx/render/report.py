@@ -207,9 +207,11 @@ def _bisection_plots(found: Bisection) -> list[dict[str, Any]]:
 
 
 def _rows_of(settings: Mapping[str, Any], most: int = 2000) -> list[tuple[str, str]]:
-    """The settings as text, a row a key."""
+    """The settings that there are as text, a row a key."""
     rows = []
     for key, value in settings.items():
+        if value is None:
+            continue
         text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, default=str)
         rows.append((clean(str(key)), clean(text, most)))
     return rows

@@ -75,8 +75,9 @@ def headline(found: Comparison | Bisection) -> str:
         return f"No regression: on {many}, {held} within {_its(len(judged))}."
     failures = ranked(found.failures)
     of = ", ".join(f"{count} of {WHAT[s]}" for s in WHAT if (count := sum(1 for f in failures if f.subject == s)))
+    beyond_them = "are beyond their thresholds" if len(failures) > 1 else "is beyond its threshold"
     return (
-        f"Regression: on {many}, {len(failures)} of {len(judged)} judged scores are beyond their threshold ({of}). "
+        f"Regression: on {many}, {len(failures)} of {len(judged)} judged scores {beyond_them} ({of}). "
         f"Worst: {said(failures[0], found.inputs)}"
     )
 
