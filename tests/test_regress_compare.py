@@ -15,7 +15,8 @@ import l2caf_onnx as caf
 from l2caf_onnx.errors import InputError, TensorNotFoundError
 from l2caf_onnx.regress.calibrate import noise_of, spread
 from l2caf_onnx.regress.given import samples
-from l2caf_onnx.regress.observe import Observer, observed
+from l2caf_onnx.regress.observe import Observer
+from l2caf_onnx.regress.observed import observed
 from l2caf_onnx.regress.variants import variants
 from l2caf_onnx.regress.watch import Seen, Watch
 from tests.conftest import MODELS, normal, real, weighted

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from l2caf_onnx.records import Pair
 
 from .breaking import affine_at, counterpart
-from .observe import Observer, observed
+from .observe import Observer
+from .observed import observed
 from .session import Session
 from .watch import Question, Seen, Watch
 

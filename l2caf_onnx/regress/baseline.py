@@ -26,7 +26,8 @@ from .calibrate import merged, noise_of, spread
 from .given import samples
 from .identity import identity
 from .observation import Observation, joined
-from .observe import AT_ONCE, Observer, observed
+from .observe import Observer
+from .observed import AT_ONCE, observed
 from .pairing import numeric_outputs
 from .probe import Probe
 from .recall import described, signature, stated
@@ -36,7 +37,7 @@ from .watch import Question, Seen, Watch, question_of, targets_of
 
 Tell = Callable[[str, float], None]
 
-TENSORS = 8
+TENSORS = 4
 """Whose statistics are stored where nobody says."""
 
 
@@ -80,7 +81,7 @@ def baseline(
         to: S2 of the attention; None: all outputs.
         target: A class for the attention; "top1": the likeliest of each input; "none": no class; None: "top1" where the
             only output is a vector of scores.
-        watch: Tensors whose values and statistics are stored; None: eight over the depth.
+        watch: Tensors whose values and statistics are stored; None: four over the depth.
         preprocess: How pictures become numbers.
         calibrate: Whether thresholds are set above the noise of harmless variations on these inputs
             (l2caf_onnx/regress/variants.py), and stored with where each comes from.

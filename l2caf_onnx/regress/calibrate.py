@@ -18,7 +18,8 @@ from l2caf_onnx.records import Change
 from .measure import Key, Values, measured
 from .metrics import METRICS
 from .observation import Observation, joined
-from .observe import Observer, pieces
+from .observe import Observer
+from .observed import pieces
 from .thresholds import Noise, bundled
 from .variants import Variant, variants
 from .watch import Watch

@@ -18,10 +18,11 @@ from l2caf_onnx.records import Comparison, Threshold
 from . import store
 from .baseline import calibrated, places_of, write
 from .breaking import affine_at
-from .compare import pairs_of, pictures_of, scores_of
+from .compare import pairs_of, scores_of
 from .identity import identity
 from .observation import Observation
-from .observe import AT_ONCE, Observer, observed
+from .observe import Observer
+from .observed import AT_ONCE, Pictures, observed
 from .original import Original
 from .pairing import outputs_of
 from .recall import described, recalled, stated
@@ -87,9 +88,10 @@ def check(
     outputs = [theirs for _, theirs in outputs_of(ends, loaded, pairs)]
     watch = original.watch(loaded, pairs, outputs, _question(manifest), notes)
     targets = None if stored.targets is None else stored.targets.tolist()
+    pictures: Pictures = []
     seen = observed(
         Observer(loaded, watch, providers=used), data, targets, batch_size=manifest["batch_size"],
-        like=stored, told=lambda part: say("inputs", 0.7 * part),
+        like=stored, pictures=pictures, told=lambda part: say("inputs", 0.7 * part),
     )  # fmt: skip
     _refuse_other_shapes(stored, seen)
     first = {k: Threshold(**t) for k, t in manifest["stated"].items()} | own
@@ -106,7 +108,7 @@ def check(
         scores=(*scores, *more),
         alignment=aligned or pairs,
         pairs=pairs_of(stored, seen, dict(watch.at), original.depth),
-        images=pictures_of(data),
+        images=tuple(pictures),
         notes=tuple(dict.fromkeys((*notes, *seen.notes))),
         settings={
             **manifest["question"], "at": breaks, "target": manifest["target"], "preprocess": manifest["preprocess"],

@@ -6,8 +6,8 @@ solved all come from that run. A check so costs little more than the forward pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from l2caf_onnx import runtime
 from l2caf_onnx.errors import InputError, SolverError
-from l2caf_onnx.evaluation.data import Data
-from l2caf_onnx.explain.batches import batches, cut_out, stacked
+from l2caf_onnx.explain.batches import batches
 from l2caf_onnx.explain.explanation import Explanation
 from l2caf_onnx.explain.opened import joined as concatenated
 from l2caf_onnx.explain.scene import Scene
@@ -40,8 +39,6 @@ Arrays = dict[str, NDArray[Any]]
 OUTPUT_PLACES = 2048
 """Values of an output that are kept; where it has more, they are taken at seeded places."""
 TENSOR_PLACES = 128
-AT_ONCE = 10
-"""Inputs in a batch, where memory allows: fewer leave a core waiting, more leave the caches."""
 
 
 class Observer:
@@ -232,88 +229,3 @@ def _padded(flat: list[NDArray[Any]], parts: list[NDArray[Any]]) -> NDArray[Any]
     if len({p.shape[1:] for p in parts}) == 1:
         return np.concatenate(parts)
     return stacked_rows([np.asarray(f, np.float32) for f in flat])
-
-
-Told = Callable[[float], None]
-
-
-def observed(
-    observer: Observer,
-    data: Data,
-    targets: Sequence[int] | str | None,
-    *,
-    batch_size: int | None = None,
-    numbers: Sequence[int] | None = None,
-    like: Observation | None = None,
-    told: Told | None = None,
-) -> Observation:
-    """What is seen of a model on its inputs, read a batch at a time.
-
-    Args:
-        observer: The model, and what is looked at.
-        data: Its inputs.
-        targets: As of `see`.
-        batch_size: Inputs at once.
-        numbers: Which inputs; None: all.
-        like: What was seen of the reference: where the model has no attention on an input (its activations are not
-            finite, its tail is dead), the filter is NaN in that shape. None: that is an error.
-        told: Called with the part that is done.
-    """
-    found: list[Observation] = []
-    done = 0
-    wanted = range(len(data)) if numbers is None else numbers
-    for feeds in pieces(data, wanted, batch_size or AT_ONCE):
-        count = observer.count(feeds)
-        own = (
-            list(targets[done : done + count])
-            if isinstance(targets, Sequence) and not isinstance(targets, str)
-            else targets
-        )
-        try:
-            found.append(observer.see(feeds, own, batch_size=batch_size))
-        except (InputError, SolverError):
-            if like is None or not observer.watch.at:
-                raise
-            found.append(_one_by_one(observer, feeds, own, like))
-        done += count
-        if told is not None:
-            told(done / len(wanted))
-    return joined(found)
-
-
-def _one_by_one(observer: Observer, feeds: Arrays, targets: Any, like: Observation) -> Observation:
-    """Each input by itself, without a map where it has none."""
-    letters = layouts(observer.model)
-    along = {n: axis for n in feeds if (axis := letters.get(n, "").find("N")) >= 0}
-    bare = Observer(
-        observer.model, replace(observer.watch, at={}), level=observer.level, threads=observer.threads,
-        providers=observer.providers,
-    )  # fmt: skip
-    found = []
-    for k in range(observer.count(feeds)):
-        own = cut_out(feeds, along, slice(k, k + 1))
-        asked = [targets[k]] if isinstance(targets, list) else targets
-        try:
-            found.append(observer.see(own, asked))
-        except (InputError, SolverError) as e:
-            seen = bare.see(own, asked)
-            filters = {n: np.full((1, *like.filters[n].shape[1:]), np.nan, np.float32) for n in observer.watch.at}
-            maps = {n: np.zeros((1, *like.maps[n].shape[1:]), np.float32) for n in observer.watch.at}
-            note = f"Some inputs have no attention to tell: {e.what}"
-            found.append(replace(seen, filters=filters, maps=maps, notes=(note,)))
-    return joined(found)
-
-
-def pieces(data: Data, numbers: Sequence[int], batch: int) -> Iterator[Arrays]:
-    """The feeds of these inputs in batches of one shape."""
-    waiting: list[Arrays] = []
-    shapes: dict[str, tuple[int, ...]] = {}
-    for number in numbers:
-        feeds = data.read(number).feeds
-        own = {name: array.shape for name, array in feeds.items()}
-        if waiting and (own != shapes or len(waiting) == batch):
-            yield stacked(data.model, waiting)
-            waiting = []
-        waiting.append(feeds)
-        shapes = own
-    yield stacked(data.model, waiting)

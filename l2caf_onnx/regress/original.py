@@ -22,7 +22,7 @@ from .calibrate import noise_of
 from .compare import inside
 from .given import Both
 from .observation import Observation
-from .observe import AT_ONCE
+from .observed import AT_ONCE
 from .probe import Probe
 from .recall import recalled
 from .remember import reference_of, surroundings
