@@ -211,6 +211,7 @@ CLI = "from l2caf_onnx.cli import main; main()"
         (CLI, ["--help"]),
         (CLI, ["attend", "--help"]),
         (CLI, ["eval", "--help"]),
+        (CLI, ["compare", "--help"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )

@@ -12,12 +12,23 @@ from PIL import Image
 
 import l2caf_onnx as caf
 import l2caf_onnx.render.report
-import l2caf_onnx.render.sheet  # here, so that the small runs of pytest need not import it all anew
+import l2caf_onnx.render.sheet
 from tests.conftest import weighted
 from tests.test_cli_regress import NET, fault
 
 pytest_plugins = ["pytester"]
-_ = (caf.bisect, caf.compare)  # imports all that they use
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All imported here once: a small run of pytest forgets, and would import anew, what it is the first to import."""
+    model, feeds = weighted(NET), {"image": np.ones((1, 3, 8, 8), np.float32)}
+    folder = tmp_path_factory.mktemp("warm") / "base"
+    caf.baseline(model, feeds, at="act", folder=folder)
+    assert caf.check(folder, model, inputs=feeds).ok
+    assert caf.compare(model, model, feeds).ok
+    assert caf.bisect(model, model, feeds).ok
+
 
 TEST = """
     import numpy as np
@@ -41,6 +52,12 @@ JUDGED = """
 """
 
 
+@pytest.fixture(autouse=True)
+def lean(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other plugins, which each small run would import anew, stay out."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:cacheprovider")
+
+
 @pytest.fixture
 def model(pytester: pytest.Pytester) -> caf.Model:
     """The model of TEST, in the folder where pytest is run."""
@@ -55,7 +72,7 @@ def files_named(output: str, kind: str) -> list[Path]:
 
 def test_a_failure_is_told_and_its_pictures_are_kept(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_judged=JUDGED)
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=2, passed=1)
     output = result.stdout.str()
     assert "Regression: on 3 inputs, 3 of 9 judged scores" in output
