@@ -77,8 +77,10 @@ def preprocess_stated(model: Model, path: Path) -> str | Mapping[str, object] | 
             return str(entry.value)
     manifest = path.parent / "manifest.toml"
     try:
-        packages = tomllib.loads(manifest.read_text(encoding="utf-8")).get("package", [])
-        stated = [f.get("preprocess") for p in packages for f in p.get("file", []) if f.get("to") == path.name]
+        document = tomllib.loads(manifest.read_text(encoding="utf-8"))
+        fetched = [f for p in document.get("package", []) for f in p.get("file", []) if f.get("to") == path.name]
+        committed = [c for c in document.get("committed", []) if path.name in c.get("files", [])]
+        stated = [f.get("preprocess") for f in (*fetched, *committed)]
     except (OSError, ValueError, AttributeError):
         return None  # a file of that name that is not ours says nothing
     found = stated[0] if stated and isinstance(stated[0], (str, dict)) else None

@@ -87,8 +87,9 @@ def attend(
     basis: Annotated[
         str | None,
         typer.Option(
-            metavar="NODES",
-            help="Fewer nodes than cells, interpolated: 7, 7x7, coarse to fine 4>7>14, or full.",
+            metavar="BASIS",
+            help="What the filter is made of: nodes, interpolated (7, 7x7; coarse to fine 4>7>full), smooth (a blur; "
+            "smooth:0.05), the average of several (4+smooth), or full. Default: by the other options.",
             show_default=False,
         ),
     ] = None,
@@ -208,7 +209,7 @@ def attend(
                     kind = proof or ("model" if first else "tail")
                     asked = {**options, "reference": other, "proof": kind, "trace": bool(trace)}
                     for sample, found in _explained(loaded, group, names, wanted, asked):
-                        rows.append(write(stage, sample, found, classes, trace=trace))
+                        rows.append(write(stage, sample, found, classes, trace=trace, absolute=preset == "paper"))
                     steps.advance(group[-1].name, len(group))
                     first = False
                 waiting = []

@@ -13,12 +13,31 @@ if TYPE_CHECKING:
     from l2caf_onnx.records import Attention
 
 ANIMATIONS = ("gif", "webp")
+_STILL = (
+    "At {at!r} there is no search to animate ({by}). --solver lbfgs, adam or sgd, or a breakpoint further from the "
+    "output, has one."
+)
 
 
 def write(
-    folder: Path, sample: Sample, found: Attention, classes: dict[int, str], *, trace: str | None = None
+    folder: Path,
+    sample: Sample,
+    found: Attention,
+    classes: dict[int, str],
+    *,
+    trace: str | None = None,
+    absolute: bool = False,
 ) -> dict[str, Any]:
-    """The picture and the arrays of one result, and its row of the manifest."""
+    """The picture and the arrays of one result, and its row of the manifest.
+
+    Args:
+        folder: Where.
+        sample: What was explained.
+        found: The answer.
+        classes: Names by index.
+        trace: "gif" or "webp": the search is animated too.
+        absolute: Whether maps show |f|, as the paper's do.
+    """
     from l2caf_onnx.records import save_arrays
     from l2caf_onnx.render.animation import save_animation
     from l2caf_onnx.render.names import file_stem
@@ -42,15 +61,23 @@ def write(
         cells=found.filter.shape[1:],
         image=sample.image,
         volume=_volume(sample, heatmap.shape),
+        frames=found.frames,
     )
     save_png(drawn, folder / f"{stem}.png")
-    save_arrays(folder / f"{stem}.npz", {"filter": found.filter[0], "heatmap": heatmap})
+    arrays = {"filter": found.filter[0], "heatmap": heatmap}
+    if found.trace is not None:
+        arrays["trace"] = found.trace[:, 0]
+    save_arrays(folder / f"{stem}.npz", arrays)
     files = [f"{stem}.png", f"{stem}.npz"]
-    moving = _moving(sample, found, trace)
-    if moving is not None:
-        files.append(f"{stem}.{trace or 'gif'}")
-        save_animation(moving, folder / files[-1])
+    moving = {"": _clip(sample, found), "-trace": _search(sample, found, absolute) if trace is not None else None}
+    for kind, frames in moving.items():
+        if frames is not None:
+            files.append(f"{stem}{kind}.{trace or 'gif'}")
+            save_animation(frames, folder / files[-1])
     row = found.describe()
+    if trace is not None and found.trace is None:
+        by = "blackbox" if found.solver == "blackbox" else "closed form" if found.method == "l2caf" else found.method
+        row["notes"] = [*row["notes"], _STILL.format(at=found.at, by=by)]
     return {
         "input": sample.name,
         **row,
@@ -76,30 +103,45 @@ def _volume(sample: Sample, shape: tuple[int, ...]) -> NDArray[Any] | None:
     return None
 
 
-def _moving(sample: Sample, found: Attention, trace: str | None) -> list[Image.Image] | None:
-    """The filter while it was being found, where that is asked for; else a clip's attention; None: nothing moves."""
+def _clip(sample: Sample, found: Attention) -> list[Image.Image] | None:
+    """A clip with its attention, frame by frame; None where there is no clip."""
+    import numpy as np
+    from PIL import Image
+
+    from l2caf_onnx.render.animation import animation, thinned
+
+    heatmap = found.heatmap[0]
+    if not found.frames or heatmap.ndim != 3:
+        return None
+    volume, seen = _volume(sample, heatmap.shape), None
+    if volume is not None:
+        low, high = float(volume.min()), float(volume.max())
+        grey = ((volume - low) / (high - low or 1) * 255).round().astype(np.uint8)
+        seen = [Image.fromarray(frame) for frame in grey]
+    shown = thinned(len(heatmap))
+    captions = [f"{found.at}: frame {k} of 0 to {len(heatmap) - 1}" for k in shown]
+    return animation(heatmap[shown], captions, under=None if seen is None else [seen[k] for k in shown])
+
+
+def _search(sample: Sample, found: Attention, absolute: bool) -> list[Image.Image] | None:
+    """The filters that the solver tried, and at last the answer; None where none were kept."""
     import numpy as np
 
     from l2caf_onnx.filters import traced
-    from l2caf_onnx.render.animation import animation
+    from l2caf_onnx.render.animation import animation, thinned
+    from l2caf_onnx.render.picture import picture
 
-    heatmap = found.heatmap[0]
-    if trace is not None and found.trace is not None and found.filter.ndim == 3:
-        maps = traced(found.trace[:, 0], found.heatmap.shape[1:])
-        under = [sample.image] * len(maps) if sample.image is not None else None
-        return animation(
-            maps, [f"{found.at}: evaluation {k + 1} of {len(maps)}" for k in range(len(maps))], under=under
-        )
-    if found.frames and heatmap.ndim == 3:
-        volume = _volume(sample, heatmap.shape)
-        seen = None
-        if volume is not None:
-            low, high = float(volume.min()), float(volume.max())
-            grey = ((volume - low) / (high - low or 1) * 255).round().astype(np.uint8)
-            from PIL import Image
-
-            seen = [Image.fromarray(frame) for frame in grey]
-        return animation(
-            heatmap, [f"{found.at}: frame {k + 1} of {len(heatmap)}" for k in range(len(heatmap))], under=seen
-        )
-    return None
+    if found.trace is None:
+        return None
+    heatmap, tried = found.heatmap[0], found.trace[:, 0]
+    count = len(tried)
+    shown = thinned(count)
+    maps = [*traced(tried[shown], heatmap.shape, absolute=absolute), heatmap]
+    captions = [*(f"{found.at}: evaluation {k + 1} of {count}" for k in shown), f"{found.at}: the answer"]
+    if heatmap.ndim == 2:
+        return animation(np.stack(maps), captions, under=None if sample.image is None else [sample.image] * len(maps))
+    volume, cells = _volume(sample, heatmap.shape), found.filter.shape[1:]
+    return [
+        picture(m, title=text, cells=cells, volume=volume, frames=found.frames)
+        for m, text in zip(maps, captions, strict=True)
+    ]

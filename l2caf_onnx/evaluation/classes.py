@@ -63,10 +63,12 @@ class Classifier:
 
 def targets_of(contest: Contest, feeds: Mapping[str, NDArray[Any]]) -> list[int] | None:
     """The classes asked about where the data know none: the user's, else the likeliest; None without classes."""
-    if not contest.class_specific:
+    if not contest.asks_class:
         return None
     if isinstance(contest.target, int):
         return [contest.target] * samples(contest.model, feeds)
+    if not contest.class_specific:
+        return None
     return [int(k) for k in classifier(contest).probabilities(feeds).argmax(1)]
 
 

@@ -18,6 +18,8 @@ NAMED: dict[str, dict[str, Any]] = {"default": {}, OURS: {}, "paper": {"preset":
 """Variants of L2-CAF that have a name of their own."""
 _OWN = ("at", "to", "target", "method", "reference")  # of Query: not a contender's to set
 _FORM = 'Write a name, or settings: "l2caf:constraint=l2-nonneg,radius=0.5".'
+CLASS = "{class}"
+"""In a contender's `select`: the class that is asked about, as in "scores[:, :, {class}].max()" of a detector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +29,46 @@ class Contender:
     name: str
     fields: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def by_class(self) -> bool:
+        """Whether what it watches hangs on the class: all samples of a question must then be asked about the same."""
+        return CLASS in str(dict(self.fields).get("select", ""))
+
     def query(
-        self, at: str, to: Sequence[str] | None, target: Sequence[int] | None, *, layout: str | None = None
+        self,
+        at: str,
+        to: Sequence[str] | None,
+        target: Sequence[int] | None,
+        *,
+        layout: str | None = None,
+        scored: bool = True,
     ) -> Query:
-        """The question at a breakpoint; an objective that is about no class is not handed a target."""
+        """The question at a breakpoint; an objective that is about no class is not handed a target.
+
+        Args:
+            at: S1.
+            to: S2.
+            target: A class for each sample, or None.
+            layout: Of S1, where the contender has none of its own.
+            scored: Whether the outputs are class scores, of which a target may be asked.
+
+        Raises:
+            InputError: the class belongs into `select`, and there is none.
+        """
         fields = {"layout": layout, **dict(self.fields)}
+        if self.by_class:
+            if target is None or len(set(target)) != 1:
+                raise InputError(
+                    f"{self.name!r} watches one class; asked about are {'none' if target is None else list(target)}.",
+                    how="Play the game 'boxes', whose labels are classes, or give a class as target.",
+                )
+            fields["select"] = str(fields["select"]).replace(CLASS, str(target[0]))
         if fields.get("objective") is not None:
             objective = objectives.resolve(fields["objective"])
-            if not (objective.class_specific or getattr(objective, "may_have_target", False)):
+            if not (objective.class_specific or objective.may_have_target):
                 target = None
-        return Query(at=at, to=to, target=None if target is None else list(target), **fields)
+        wanted = None if target is None or not scored or self.by_class else list(target)
+        return Query(at=at, to=to, target=wanted, **fields)
 
 
 def contenders(names: Sequence[str]) -> tuple[Contender, ...]:
@@ -76,8 +108,6 @@ def contender(text: str) -> Contender:
         if key not in allowed:
             raise InputError(f"There is no setting {key!r}.", where=where, how=f"There are {', '.join(allowed)}.")
         fields[key] = _value(value)
-    if "method" in fields and "method" not in {f.name for f in dataclasses.fields(Query)}:
-        raise InputError(f"The method {name!r} is not there yet.", where=where)
     return Contender(text.strip(), tuple(fields.items()))
 
 

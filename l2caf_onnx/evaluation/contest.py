@@ -59,6 +59,11 @@ class Contest:
     alone: set[Pair]
 
     @property
+    def asks_class(self) -> bool:
+        """Whether any question is about a class."""
+        return self.target != "none" and (self.class_specific or any(c.by_class for c in self.contenders))
+
+    @property
     def pairs(self) -> tuple[Pair, ...]:
         """Every breakpoint with every contender."""
         return tuple((at, c.name) for at in self.at for c in self.contenders)
@@ -97,14 +102,14 @@ class Contest:
         count = samples(self.model, feeds)
         asked = {c.name: c for c in self.contenders}
         pairs = [p for p in self.pairs if at is None or p[0] in at]
-        together = [p for p in pairs if p not in self.alone]
+        together = [p for p in pairs if p not in self.alone and not asked[p[1]].by_class]
         options: dict[str, Any] = {
             "batch_size": count if self.batch_size is None else self.batch_size,
             "device": self.device, "providers": self.providers, "seed": self.seed if seed is None else seed,
         }  # fmt: skip
 
         def ask(pairs: Sequence[Pair], fed: Mapping[str, Any], classes: Sequence[int] | None) -> list[Attention]:
-            queries = [asked[name].query(at, self.to, classes) for at, name in pairs]
+            queries = [asked[name].query(at, self.to, classes, scored=self.class_specific) for at, name in pairs]
             return list(attend_many(model or self.model, fed, queries, **options))
 
         found: Answers = {}
@@ -112,9 +117,17 @@ class Contest:
             if together:
                 answers = ask(together, feeds, targets)
                 found = {p: list(split(a, count)) for p, a in zip(together, answers, strict=True)}
+            own_class = [p for p in pairs if p not in self.alone and asked[p[1]].by_class]
+            for numbers in _of_one_class(targets, count) if own_class else ():
+                some = None if targets is None else [targets[k] for k in numbers]
+                for p, a in zip(own_class, ask(own_class, taken(self.model, feeds, numbers), some), strict=True):
+                    row = found.setdefault(p, [None] * count)
+                    for k, answer in zip(numbers, split(a, len(numbers)), strict=True):
+                        row[k] = answer
         except L2cafError as error:
             if isinstance(error, InputError) and not lenient:
                 raise
+            found = {p: row for p, row in found.items() if not asked[p[1]].by_class}
         for pair in pairs:
             if pair in found:
                 continue
@@ -146,6 +159,19 @@ def sample(model: Model, feeds: Mapping[str, NDArray[Any]], number: int) -> dict
     """One of the samples of `feeds`."""
     along = {name: axis for name in feeds if (axis := batch_axis(model, name)) >= 0}
     return cut_out(feeds, along, slice(number, number + 1))
+
+
+def taken(model: Model, feeds: Mapping[str, NDArray[Any]], numbers: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """Some of the samples of `feeds`."""
+    axes = {name: batch_axis(model, name) for name in feeds}
+    return {name: a if axes[name] < 0 else np.take(a, list(numbers), axes[name]) for name, a in feeds.items()}
+
+
+def _of_one_class(targets: Sequence[int] | None, count: int) -> list[list[int]]:
+    """The samples by their class."""
+    if targets is None:
+        return [list(range(count))]
+    return [[k for k in range(count) if targets[k] == own] for own in dict.fromkeys(targets)]
 
 
 def heatmap(answer: Attention | None, size: tuple[int, ...]) -> NDArray[np.float32]:

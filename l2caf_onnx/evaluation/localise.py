@@ -69,7 +69,7 @@ class Boxes:
         known = [boxes_of(self.annotations, _file(data, k)) for k in range(len(data))]
         if not any(known):
             raise _nothing_seen(data, self.annotations)
-        if contest.target is None and contest.class_specific:
+        if contest.target is None and contest.asks_class:
             for label in {label for marked in known for label, _ in marked}:
                 class_of(label, self.classes)
 
@@ -132,7 +132,7 @@ class Boxes:
             inside = clipped(box if size is None or found is None else placed(box, size, found[2]), frame)
             if inside is None:
                 continue
-            if contest.target is None and contest.class_specific:
+            if contest.target is None and contest.asks_class:
                 key: tuple[str, int | None] = (label, class_of(label, self.classes))
             else:  # the same question whatever the labels
                 key = ("", contest.target if isinstance(contest.target, int) else None)

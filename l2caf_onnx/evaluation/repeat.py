@@ -139,14 +139,14 @@ def _by_tail(
 ) -> Iterator[tuple[tuple[str, str], list[Attention | None]]]:
     for at in contest.at:
         fed = {k: np.shape(v) for k, v in feeds.items()}
-        stop = stop_at(contest.model, at, contest.to, logits=targets is not None, fed=fed)
+        stop = stop_at(contest.model, at, contest.to, logits=contest.class_specific, fed=fed)
         tail = stop.cut.tail
         count = samples(contest.model, feeds)
         recorded = {**feeds, **runtime.run(stop.cut.head, feeds, level=level, providers=contest.providers)}
         given = {i.name: recorded[i.name] for i in tail.inputs}
         for own in contest.contenders:
             try:
-                query = own.query(at, stop.cut.to, targets, layout=stop.layout)
+                query = own.query(at, stop.cut.to, targets, layout=stop.layout, scored=contest.class_specific)
                 (found,) = attend_many(tail, given, [query], device=contest.device, seed=contest.seed)
                 yield (at, own.name), list(split(found, count))
             except L2cafError as error:

@@ -132,7 +132,8 @@ class Filtered:
     def _replaced(self, f: Tensor, samples: Tensor, at: Tensor) -> Outputs:
         """With other activations at S1: as a batch where filters may be one, else one after the other."""
         axis = self.stop.batch[self.stop.at]
-        if self.unit == 1 and (len(f) == 1 or (self._known[0] or self._way(f, samples)) == "together"):
+        batched = axis >= 0 and self.unit == 1  # a clip whose frames are the batch is one sample, and stays alone
+        if batched and (len(f) == 1 or (self._known[0] or self._way(f, samples)) == "together"):
             return self._together(f, samples, at)
         whole = self.held[self.stop.at]
         runs = []

@@ -67,9 +67,9 @@ def _weights(old: int, new: int) -> Tensor:
     return F.interpolate(eye, size=new, mode="linear", align_corners=False, antialias=False)[:, 0].T.contiguous()
 
 
-def traced(filters: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
-    """The maps (K, *size) of filters (K, *spatial) that a solver tried, each for itself."""
-    maps, _ = heatmap(torch.from_numpy(filters), size, absolute=False)
+def traced(filters: NDArray[np.float32], size: tuple[int, ...], *, absolute: bool) -> NDArray[np.float32]:
+    """The maps (K, *size) of filters (K, *spatial) that a solver tried, each for itself, as `heatmap` draws them."""
+    maps, _ = heatmap(torch.from_numpy(filters), size, absolute=absolute)
     shown: NDArray[np.float32] = maps.numpy().astype(np.float32)
     return shown
 

@@ -14,7 +14,7 @@ from l2caf_onnx.records import write_atomic
 from .page import FAINT, SHORT, blend, checked, font, shorten
 
 _MS, _LAST_MS = 120, 1200  # a frame is shown so long; the last one so long
-_MOST = 120  # frames
+MOST = 120  # frames
 _LINE = 24  # pixels of the line beneath
 
 
@@ -27,7 +27,7 @@ def animation(
     """Frames of one size, each a heatmap over what the model saw there, with a line beneath.
 
     Args:
-        heatmaps: (K, H, W) in [0, 1]. Of more than 120, 120 are taken, evenly spaced, the last among them.
+        heatmaps: (K, H, W) in [0, 1].
         captions: K.
         under: K pictures, drawn grey under the heat; None: nothing.
 
@@ -36,11 +36,10 @@ def animation(
     """
     heat = checked(heatmaps, "K, H, W")
     count, high, wide = heat.shape
-    shown = list(range(count)) if count <= _MOST else [round(k * (count - 1) / (_MOST - 1)) for k in range(_MOST)]
     factor = max(1, SHORT // max(high, wide))
     size = (wide * factor, high * factor)
     frames = []
-    for k in shown:
+    for k in range(count):
         fine = np.asarray(Image.fromarray(heat[k]).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
         ground = None if under is None else np.asarray(under[k].convert("L").resize(size, Image.Resampling.BICUBIC))
         frame = Image.new("RGB", (size[0], size[1] + _LINE), (255, 255, 255))
@@ -49,6 +48,11 @@ def animation(
         ImageDraw.Draw(frame).text((6, size[1] + 5), text, FAINT, font("small"))
         frames.append(frame)
     return frames
+
+
+def thinned(count: int) -> list[int]:
+    """Which of `count` steps an animation shows: all, or 120 evenly spaced, the first and the last among them."""
+    return list(range(count)) if count <= MOST else [round(k * (count - 1) / (MOST - 1)) for k in range(MOST)]
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path) -> None:

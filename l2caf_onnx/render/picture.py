@@ -19,6 +19,7 @@ def picture(
     cells: tuple[int, ...] = (),
     image: Image.Image | None = None,
     volume: NDArray[np.floating] | None = None,
+    frames: bool = False,
 ) -> Image.Image:
     """One sample's heatmap (L,), (H, W) or (D, H, W) in [0, 1] as a picture.
 
@@ -29,6 +30,7 @@ def picture(
         cells: The filter's spatial shape.
         image: The photo that the model saw; drawn under a heatmap of its size.
         volume: (D, H, W), likewise.
+        frames: Whether the first axis of (D, H, W) counts frames of a clip.
 
     Raises:
         InputError: the heatmap is of another shape, or not of numbers in [0, 1].
@@ -36,7 +38,8 @@ def picture(
     if heatmap.ndim == 1:
         return strip(heatmap, title=title, subtitle=subtitle, cells=cells[0] if len(cells) == 1 else None)
     if heatmap.ndim == 3:
-        return slices(heatmap, title=title, subtitle=subtitle, seen=volume)
+        each = "frame" if frames else "slice"
+        return slices(heatmap, title=title, subtitle=subtitle, seen=volume, each=each)
     under = image if image is not None and image.size[::-1] == heatmap.shape else None
     grid = (cells[0], cells[1]) if len(cells) == 2 else None
     return overlay(under, heatmap, title=title, subtitle=subtitle, cells=grid)

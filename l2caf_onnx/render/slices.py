@@ -1,4 +1,4 @@
-"""A heatmap over a volume, slice by slice on one sheet, each on the slice that the model saw where there is one."""
+"""A heatmap over a volume or a clip on one sheet, each slice or frame on what the model saw there, if it is known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ _TILE, _CAPTION = 144, 22  # pixels: the shorter side of a slice at least, and t
 
 
 def slices(
-    heatmap: NDArray[np.floating], *, title: str, subtitle: str = "", seen: NDArray[np.floating] | None = None
+    heatmap: NDArray[np.floating],
+    *,
+    title: str,
+    subtitle: str = "",
+    seen: NDArray[np.floating] | None = None,
+    each: str = "slice",
 ) -> Image.Image:
     """An RGB picture: the slices of `heatmap` along its first axis, row by row.
 
@@ -24,6 +29,7 @@ def slices(
         title: Class and tensors.
         subtitle: A second, fainter line.
         seen: (D, H, W), what the model saw; grey under the heat, from its least number to its greatest.
+        each: What a slice is called.
 
     Raises:
         InputError: `heatmap` is not a volume of numbers in [0, 1].
@@ -48,8 +54,8 @@ def slices(
         if grey is not None:
             ground = np.asarray(Image.fromarray(grey[d]).resize(size, Image.Resampling.BICUBIC))
         canvas.paste(Image.fromarray(blend(ground, fine)), (x, y))
-        draw.text((x + size[0] / 2, y + size[1] + 4), f"slice {d}", FAINT, font("small"), anchor="ma")
-    note = f"{len(shown)} of {depth} slices" if len(shown) < depth else f"all {depth} slices"
+        draw.text((x + size[0] / 2, y + size[1] + 4), f"{each} {d}", FAINT, font("small"), anchor="ma")
+    note = f"{len(shown)} of {depth} {each}s" if len(shown) < depth else f"all {depth} {each}s"
     draw.text((left, top + inner[1] + 8), f"{note}, {high} × {wide}", FAINT, font("small"))
     colour_bar(canvas, (left + inner[0] + GAP, top), max(inner[1] - _CAPTION, 120), blended=grey is not None)
     return canvas
