@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from l2caf_onnx.errors import InputError, TensorNotFoundError
+from l2caf_onnx.graph.segments import reads_of
 from l2caf_onnx.records import Aligned
 
-from .feeding import Order, as_candidate, remade, reordered
+from .feeding import Order, as_candidate, as_reference, remade, reordered
 from .prints import likeness, sheets
 from .probe import Arrays, Probe, Real
 
@@ -26,6 +27,7 @@ _STRONG, _WEAK = 2.0, 0.3  # powers of ten of evidence: a tenth of the size unex
 _NAME, _OPERATOR, _DEPTH, _TURNED = 1.5, 0.3, 1.0, 0.05  # in the same measure; the depth is that of a whole network
 _TRUSTED = 0.5  # of the pairs that values tell: so many have the same name where names mean something
 _ROUNDS = 12
+_WRONG, _GOOD = 1e-3, 0.2  # a relative error that is looked at; what is left of it where it is made good
 _CARRIERS = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Dropout")
 
 
@@ -60,6 +62,7 @@ def align(
         found.by_values(found.seen_again(), _STRONG)
         if len(found.pairs) == known and (turn == _ROUNDS - 1 or not found.by_values(found.theirs, _WEAK, most=1)):
             break
+    found.drop_what_is_made_good()
     return found.settled()
 
 
@@ -83,6 +86,14 @@ class _Choice:
     candidate: str
     order: Order
     scale: float
+
+
+def _apart(ours: Real, theirs: Real) -> float:
+    """||theirs - ours|| / ||ours||; infinite where it cannot be told."""
+    with np.errstate(all="ignore"):
+        off = np.linalg.norm(theirs.reshape(-1).astype(np.float64) - ours.reshape(-1))
+        found = float(off / np.linalg.norm(ours.astype(np.float64))) if off != 0 else 0.0
+    return found if np.isfinite(found) else float("inf")
 
 
 class _Alignment:
@@ -153,6 +164,37 @@ class _Alignment:
             for p in self.pairs.values()
         }
         return remade(self.candidate, fed, self.candidate_feeds, left)
+
+    def drop_what_is_made_good(self) -> None:
+        """Give up pairs that are none: fed with the reference's values the candidate goes wrong at them and behind
+        them, and left to itself it comes out right.
+
+        A fault is the other way round: what lies behind it goes wrong if it is left to itself.
+        """
+        wrong = {n: e for n, e in self._errors(frozenset()).items() if e > _WRONG}
+        model = self.candidate.model
+        known = frozenset(p.candidate for p in self.pairs.values())
+        within = {n: reads_of(model, [n], known)[0] for n in wrong}
+        doubted = frozenset(
+            p.candidate for p in self.pairs.values()
+            if p.how != "given" and p.candidate in wrong and any(p.candidate in read for read in within.values())
+        )  # fmt: skip
+        if not doubted:
+            return
+        again = self._errors(doubted)
+        held = known - doubted
+        behind = {n: reads_of(model, [n], held)[1] for n in held}
+        for name in doubted:
+            ends = [n for n in held if model.producers[name] in behind[n]]
+            if any(n in wrong for n in ends) and all(again[n] <= max(_GOOD * wrong.get(n, 0.0), _WRONG) for n in ends):
+                del self.pairs[self.counterpart.pop(name)]
+
+    def _errors(self, left: frozenset[str]) -> dict[str, float]:
+        """Of what the candidate makes of the reference's values, those of `left` not fed; none of `left`."""
+        pairs = [p for p in self.pairs.values() if p.candidate not in left]
+        fed = {p.candidate: as_candidate(p, self.ours[p.reference], self.theirs[p.candidate].shape) for p in pairs}
+        made = remade(self.candidate, fed, self.candidate_feeds)
+        return {p.candidate: _apart(self.ours[p.reference], as_reference(p, made[p.candidate])) for p in pairs}
 
     def settled(self) -> tuple[Aligned, ...]:
         """The pairs in order; a scale is believed where what follows is the same again without one."""

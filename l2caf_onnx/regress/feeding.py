@@ -31,7 +31,7 @@ def turned_back(values: Real, order: Order, shape: tuple[int, ...]) -> Real:
     return values.reshape(turned).transpose(sorted(range(len(order)), key=order.__getitem__))
 
 
-def as_reference(pair: Aligned, values: Real, shape: tuple[int, ...]) -> Real:
+def as_reference(pair: Aligned, values: Real, shape: tuple[int, ...] | None = None) -> Real:
     """The candidate's values of a pair as the reference would have them."""
     turned = reordered(values, pair.order, shape)
     return turned if pair.scale == 1.0 else (turned * pair.scale).astype(turned.dtype)
