@@ -383,6 +383,13 @@ def test_the_table_counts() -> None:
     )
 
 
+def test_verdicts_of_several_states_of_the_product_are_told() -> None:
+    rows = [row("h", "harmless", look=0.1), row("f", look=1)]
+    assert not any("states" in line for line in table.report(rows))
+    mixed = list(table.report([*rows, row("g", look=1, product="other")]))
+    assert mixed[0].startswith("Verdicts of 2 states of the product are mixed here")
+
+
 def test_rows_survive_a_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     first = row("f1", look=float("inf"), named=("t", True), seconds=(1.0, 2.0), failures=[["output", "y", "m", 0.5]])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import l2caf_onnx as caf
+
 from .effect import Effect
 
+PACKAGE = Path(caf.__file__).parent
 Kind = Literal["fault", "harmless"]
 
 
@@ -30,7 +35,10 @@ class Row:
         failures: The scores that it found beyond their threshold, as [subject, tensor, metric, share failing].
         named: What bisect names first, and whether that is the planted node or its consumer; None where it was not run.
         seconds: Of compare and of bisect.
+        judged: How many scores had a threshold.
+        rank: Of the planted tensors the best place in bisect's list of the worst.
         error: Why there is no verdict, or no bisection.
+        product: Which state of the product gave the verdict.
     """
 
     model: str
@@ -51,6 +59,7 @@ class Row:
     rank: int | None = None
     seconds: tuple[float, float] = (0.0, 0.0)
     error: str = ""
+    product: str = field(default_factory=lambda: state())
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -66,6 +75,15 @@ class Row:
     def alarm_by_outputs(self) -> bool:
         """Whether its scores of outputs alone do."""
         return any(subject == "output" for subject, *_ in self.failures)
+
+
+@cache
+def state() -> str:
+    """A digest of the product's sources: verdicts of several states do not belong in one table."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".toml")):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:12]
 
 
 def read(path: Path) -> list[Row]:

@@ -56,6 +56,10 @@ def report(rows: Sequence[Row]) -> Iterator[str]:
     if overall is None or by_model is None:
         yield "No harmless change has been tried yet."
         return
+    states = sorted({r.product for r in rows})
+    if len(states) > 1:
+        yield f"Verdicts of {len(states)} states of the product are mixed here ({', '.join(states)})."
+        yield ""
     yield from _detection(rows, overall, by_model)
     yield from _harmless(rows)
     yield from _bisection(rows)
