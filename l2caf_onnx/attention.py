@@ -73,13 +73,16 @@ def attend(  # type: ignore[misc]
             the mean squared change of all outputs; "cosine", their change of direction; "similarity" to the outputs for
             `reference`; "value", minus what is watched; about a class: "target", minus its logit, "contrast",
             "log-softmax", "probability", "paper-class" (the paper's: other logits minus the target's); a function of
-            yours, (filtered, normal, target) -> losses (N,), or "file.py:function". None: "target" with a target,
-            "similarity" with a reference, "value" with a selection, else "outputs".
+            yours, (filtered, normal, target) -> losses (N,), or "file.py:function". None: "similarity" with a
+            reference, "value" with a selection, without a target "outputs"; with one "contrast" where constraint,
+            radius and solver are left open too, else "target".
         constraint: "l2", ||f|| = rho sqrt(cells); "l2-nonneg", and f >= 0; "softmax", f = rho cells softmax(w);
-            "gaussian", one bell of learned mean and covariance. None: "l2". Of frames, each has a filter of its own.
-        radius: rho; "unit" for the paper's norm 1; "auto": see l2caf_onnx/explain/radius.py. None: 0.5 ("unit" with the
-            preset).
-        basis: Fewer nodes than cells, between which the filter is interpolated: 7, "7x7", or coarse to fine "4>7>14".
+            "gaussian", one bell of learned mean and covariance. Of frames, each has a filter of its own. None: "l2",
+            but "l2-nonneg" where objective, radius and solver are left open too.
+        radius: rho; "unit" for the paper's norm 1; "auto": see l2caf_onnx/explain/radius.py. None: "auto" where
+            objective, constraint and solver are left open too, else 0.5 ("unit" with the preset).
+        basis: What the filter is made of: nodes between which it is interpolated (7, "7x7", coarse to fine "4>7>full"),
+            "smooth" for one that is blurred ("smooth:0.05"), "4+smooth" for the average of two, "full".
         solver: "exact" (closed form, with a certificate), "lbfgs", the authors' loops "sgd" and "adam", or "blackbox",
             which needs no gradient; "auto": exact where the tail is affine and the question has a closed form, else
             lbfgs ("sgd" with the preset), and blackbox where no converter agrees with onnxruntime or has a gradient.
