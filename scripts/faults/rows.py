@@ -18,6 +18,15 @@ PACKAGE = Path(caf.__file__).parent
 Kind = Literal["fault", "harmless"]
 
 
+@cache
+def state() -> str:
+    """A digest of the product's sources: verdicts of several states do not belong in one table."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".toml")):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:12]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """What became of one case.
@@ -59,7 +68,7 @@ class Row:
     rank: int | None = None
     seconds: tuple[float, float] = (0.0, 0.0)
     error: str = ""
-    product: str = field(default_factory=lambda: state())
+    product: str = field(default_factory=state)
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -75,15 +84,6 @@ class Row:
     def alarm_by_outputs(self) -> bool:
         """Whether its scores of outputs alone do."""
         return any(subject == "output" for subject, *_ in self.failures)
-
-
-@cache
-def state() -> str:
-    """A digest of the product's sources: verdicts of several states do not belong in one table."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".toml")):
-        total.update(path.read_bytes())
-    return total.hexdigest()[:12]
 
 
 def read(path: Path) -> list[Row]:
