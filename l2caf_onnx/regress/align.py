@@ -62,6 +62,7 @@ def align(
         found.by_values(found.seen_again(), _STRONG)
         if len(found.pairs) == known and (turn == _ROUNDS - 1 or not found.by_values(found.theirs, _WEAK, most=1)):
             break
+    found.outputs()
     found.drop_what_is_made_good()
     return found.settled()
 
@@ -165,6 +166,14 @@ class _Alignment:
         }
         return remade(self.candidate, fed, self.candidate_feeds, left)
 
+    def outputs(self) -> None:
+        """Take what the models return, in its order: whatever is wrong before, there it is seen."""
+        for one, other in zip(self.reference.model.outputs, self.candidate.model.outputs, strict=False):
+            name, its = one.name, other.name
+            fits = name in self.ours and its in self.theirs and self.ours[name].size == self.theirs[its].size
+            if fits and self._may(name, its):
+                self._take(name, its, "position", self._order(name, its), 1.0)
+
     def drop_what_is_made_good(self) -> None:
         """Give up pairs that are none: fed with the reference's values the candidate goes wrong at them and behind
         them, and left to itself it comes out right.
@@ -250,9 +259,15 @@ class _Alignment:
         return (
             name in self.ours
             and self.ours[name].size == self.theirs[name].size
-            and self.reference.model.op_of(name) == self.candidate.model.op_of(name)
+            and (self.reference.model.op_of(name) == self.candidate.model.op_of(name) or self._made_of_the_same(name))
             and self._may(name, name)
         )
+
+    def _made_of_the_same(self, name: str) -> bool:
+        """Whether both read counterparts alone: then one operator stands in the other's place."""
+        made_of = self._roots(self.candidate, name, self.counterpart)
+        wanted = [self.counterpart.get(r, "") for r in made_of]
+        return bool(wanted) and sorted(self._roots(self.reference, name, wanted)) == sorted(wanted)
 
     def _by_position(self, name: str, place: int) -> str | None:
         """The reference's tensor that the same operator makes of the counterparts of what `name` is made of."""
