@@ -29,7 +29,8 @@ def reference() -> caf.Model:
 
 
 def node(proto: onnx.ModelProto, output: str) -> onnx.NodeProto:
-    return next(n for n in proto.graph.node if output in n.output)
+    found: onnx.NodeProto = next(n for n in proto.graph.node if output in n.output)
+    return found
 
 
 def put(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Edit:
@@ -73,12 +74,12 @@ def other_operator(output: str, op: str, *inputs: str) -> Edit:
 
 
 def noised(w: np.ndarray) -> np.ndarray:
-    return w + 0.01 * w.std() * normal(*w.shape, seed=7)
+    return np.asarray(w + 0.01 * w.std() * normal(*w.shape, seed=7))
 
 
 def four_bits(w: np.ndarray) -> np.ndarray:
     step = np.abs(w).max() / 7
-    return np.rint(w / step) * step
+    return np.asarray(np.rint(w / step) * step)
 
 
 FAULTS: dict[str, tuple[Edit, tuple[str, ...]]] = {

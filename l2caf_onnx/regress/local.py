@@ -18,6 +18,7 @@ from .feeding import MOST, as_candidate, as_reference, remade
 from .probe import Arrays, Probe, Real
 
 _LARGEST_BATCH = 16
+_LEAST = 1e-3  # of the samples' size, which a sample is held against at least
 
 Errors = NDArray[np.float64]
 
@@ -84,8 +85,9 @@ def _rows(pairs: Sequence[Aligned], ours: Mapping[str, Real], theirs: Mapping[st
 def relative(reference: Real, other: Real, count: int) -> Errors:
     """||other - reference|| / ||reference|| of each of `count` samples, (count,).
 
-    A tensor whose first axis is not the samples' has one error for all. Where the reference is 0 throughout, the error
-    is 0 or infinite; where the other has NaN or infinity and the reference has not, it is infinite.
+    A tensor whose first axis is not the samples' has one error for all. A sample whose reference is all but 0
+    beside the others is held against a thousandth of their size. Where the reference is 0 throughout, the error is 0 or
+    infinite; where the other has NaN or infinity and the reference has not, it is infinite.
     """
     rows = count if reference.ndim and reference.shape[0] == count else 1
     a = reference.reshape(rows, -1).astype(np.float64)
@@ -95,6 +97,7 @@ def relative(reference: Real, other: Real, count: int) -> Errors:
         apart = np.where(usual, b - a, 0.0)
         broken = ~np.isfinite(apart).all(axis=1)
         size = np.sqrt((np.where(usual, a, 0.0) ** 2).sum(axis=1))
+        size = np.maximum(size, _LEAST * np.sqrt(np.mean(size**2)))
         off = np.sqrt((np.where(np.isfinite(apart), apart, 0.0) ** 2).sum(axis=1))
         found = np.where(off == 0, 0.0, off / size)
     found = np.where(broken | ~np.isfinite(found), np.inf, found)

@@ -42,7 +42,8 @@ MEASURES: dict[Change, Measure] = {
         3.0, 5e-3, "the reference with weights rounded to 8 bits a channel, activations to 8 bits a tensor"
     ),
 }
-"""What is held against these is the worst input; of int8 models that are sound it stays within half of it or so."""
+"""Chosen by hand. Sound int8 models of four networks reach three quarters of the tolerance in the median input, but for
+one norm of an embedding, which a percentile calibration clips."""
 
 _JITTER = 1e-6
 
