@@ -67,7 +67,7 @@ class Judge:
                 return self._of_fault(row, case)
             try:
                 candidate = caf.load(case.make(self.subject, Path(folder)))
-            except RuntimeError as e:
+            except (RuntimeError, ImportError) as e:  # the latter: onnxsim and onnxslim come with the extra `zoo`
                 return replace(row, error=f"no place: {e}")
             outputs = dict(zip(self.reference, outputs_of(candidate, self._as_taken(candidate)).values(), strict=True))
             row = replace(row, looks=looks(self.subject, outputs, self.reference))
