@@ -234,7 +234,7 @@ def test_a_dead_tail_is_said_and_its_start_returned(name: str, detached: bool) -
 def test_the_solvers_resolve_by_name() -> None:
     assert [resolve(name).name for name in (*SOLVERS, "blackbox")] == ["sgd", "adam", "lbfgs", "blackbox"]
     for name in ("auto", "exact", "LBFGS"):
-        with pytest.raises(InputError, match="sgd, adam, lbfgs, blackbox"):
+        with pytest.raises(InputError, match="sgd, adam, lbfgs, slope, blackbox"):
             resolve(name)
 
 

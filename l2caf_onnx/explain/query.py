@@ -15,8 +15,6 @@ Target = int | str | Sequence[int]
 
 OURS = "l2caf"
 AUTO = "auto"
-MEASURED_BASIS = "4+smooth"
-"""Of the basis "auto", on maps of two axes where there is no closed form: see `plan`."""
 DEFAULT_RADIUS = 0.5
 PRESETS = ("paper",)
 PROOFS = ("tail", "model")
@@ -68,7 +66,7 @@ class Plan:
     objective: objectives.Objective
     constraint: str
     radius: float | str
-    solver: solvers.Solver | solvers.Blackbox
+    solver: solvers.Solver | solvers.Slope | solvers.Blackbox
     exact: Literal["no", "where possible", "only"]
     fallback: solvers.Blackbox | None
     absolute: bool
@@ -131,8 +129,8 @@ def plan(
     """Fill in what the user left open; what is given wins over the preset, and that over the defaults.
 
     Where neither objective, constraint, radius nor solver is named, the defaults are what measured best (README, "Maps
-    that tell the truth"): f >= 0, the radius "auto", and of a class its contrast with the strongest others, the filter
-    made on two bases ("auto") where the tail has no closed form. If any of them is named, what is left open is the
+    that tell the truth"): f >= 0, the radius "auto", and of a class its contrast with the strongest others, by the
+    solver "slope" where the tail has no closed form. If any of them is named, what is left open is the
     paper's sphere, rho 0.5, the target's own score, free in every cell.
 
     `preset="paper"`: the paper's class-specific or class-oblivious loss, norm 1, the authors' SGD loop, |f| drawn.
@@ -172,8 +170,6 @@ def plan(
             else f"The objective {chosen.name!r} compares with no other input.",
             how="Give `reference` (--reference) with the objective 'similarity'.",
         )
-    if basis is None and measured and chosen.class_specific:
-        basis = AUTO
     constraint = constraint or ("l2-nonneg" if measured else "l2")
     if constraint not in CONSTRAINTS:
         raise InputError(f"There is no constraint {constraint!r}.", how=f"Choose one of {', '.join(CONSTRAINTS)}.")
@@ -183,14 +179,17 @@ def plan(
         parse_radius(radius, 4)  # whether it is one at all does not depend on the number of cells
     free = constraint in ("l2", "l2-nonneg")
     fallback = solvers.Blackbox() if solver == "auto" and free else None
-    if solver == solvers.Blackbox.name and not free:
+    if solver in (solvers.Blackbox.name, solvers.Slope.name) and not free:
         raise InputError(
             f"The solver {solver!r} cannot keep to the constraint {constraint!r}.",
             how="Choose the constraint 'l2' or 'l2-nonneg', or another solver.",
         )
+    if solver == solvers.Slope.name and basis is not None:
+        raise InputError(f"The solver {solver!r} takes no basis.", how="Leave one of them out.")
     exact: Literal["no", "where possible", "only"] = "no"
     if solver == "auto":
-        solver, exact = ("sgd", "no") if paper else ("lbfgs", "where possible")
+        by_slope = measured and chosen.class_specific and basis is None
+        solver, exact = ("sgd", "no") if paper else ("slope" if by_slope else "lbfgs", "where possible")
     elif solver == "exact":
         solver, exact = "lbfgs", "only"
     if ort_level not in get_args(Level):

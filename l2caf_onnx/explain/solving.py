@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -19,12 +19,12 @@ from l2caf_onnx.graph.half import uses_half
 from l2caf_onnx.graph.nodes import label
 from l2caf_onnx.objectives import Objective
 from l2caf_onnx.records import Certificate
-from l2caf_onnx.solvers import Blackbox, Lbfgs, LossFunction, Solution
+from l2caf_onnx.solvers import Blackbox, Lbfgs, LossFunction, Slope, Solution
 
 from .closed_form import closed_form, has_closed_form
 from .collapsed import Collapsed
 from .filtered import Filtered, Outputs
-from .query import AUTO, MEASURED_BASIS, Plan
+from .query import Plan
 from .rows import Rows
 from .scene import Scene
 from .threads import one_thread
@@ -97,15 +97,12 @@ class Solving:
     @property
     def chains(self) -> tuple[tuple[Basis, ...], ...]:
         """What the filter is made of, see `parse_basis`."""
-        spatial, basis = self.scene.onnx.spatial, self.asked.basis
-        if basis == AUTO:
-            basis = MEASURED_BASIS if len(spatial) - self.scene.frames == 2 else None
-        return parse_basis(basis, spatial, frames=self.scene.frames)
+        return parse_basis(self.asked.basis, self.scene.onnx.spatial, frames=self.scene.frames)
 
     @property
     def free(self) -> bool:
-        """Whether a filter that is free in every cell may be the answer: always, if the basis was left open."""
-        return self.asked.basis == AUTO or self.chains == ((None,),)
+        """Whether a filter that is free in every cell may be the answer."""
+        return self.chains == ((None,),)
 
     def solved(self, rho: Tensor) -> Solved:
         """The best filter of those sizes (N,).
@@ -212,6 +209,8 @@ class Solving:
         tail = matrix.outputs if matrix is not None else filtered
         with torch.no_grad():
             normal = self.reference or tail(torch.ones(scene.onnx.shape, device=scene.device))
+        if isinstance(asked.solver, Slope):
+            return self._by_slope(asked.solver, tail, normal, rho)
         responds = torch.zeros(samples, dtype=torch.bool, device=scene.device)
         solutions: list[Solution] = []
         ends: list[Tensor] = []
@@ -219,7 +218,7 @@ class Solving:
             f: Tensor | None = None
             for basis in chain:
                 within = self.space(rho, basis)
-                loss = self._loss(tail, normal, within, responds)
+                loss = self._loss(tail, normal, within, responds, trace=asked.trace)
                 generator = torch.Generator().manual_seed(asked.seed)
                 start = within.start(f) if isinstance(asked.solver, Lbfgs) else None
                 with_start = {"start": start} if start is not None else {}
@@ -230,14 +229,33 @@ class Solving:
             assert f is not None
             ends.append(f)
         f = averaged(ends, rho, frames=scene.frames, constraint=asked.constraint)
-        scene.refuse_unresponsive(
-            responds, self.objective, self.target, self.reference or scene.normal, self.space(rho), asked.seed
-        )
+        self._refuse_unresponsive(responds, rho)
         with torch.no_grad():
             outputs = tail(f.to(scene.device))
             reached = self.objective.losses(outputs, normal, samples=samples, target=self.target)
         solution = _in_all(solutions, f, reached if len(ends) > 1 else None, str(asked.basis))
         return Solved(solution=solution, solver=asked.solver.name, rho=rho, outputs=lambda: outputs)
+
+    def _by_slope(
+        self, solver: Slope, tail: Callable[[Tensor, Tensor], Outputs], normal: Outputs, rho: Tensor
+    ) -> Solved:
+        """From runs at occlusions, which are filters of any size: the loss takes them as they are."""
+        within = replace(self.space(rho), lift=None)
+        responds = torch.zeros(len(rho), dtype=torch.bool, device=self.scene.device)
+
+        def keep(f: Tensor) -> None:
+            self.tried.append(f.cpu().numpy())
+
+        loss = self._loss(tail, normal, within, responds)
+        solution = solver.minimise(loss, within, keep if self.asked.trace else None)
+        self._refuse_unresponsive(responds, rho)
+        with torch.no_grad():
+            outputs = tail(solution.filter, torch.arange(len(rho)))
+        return Solved(solution=solution, solver=solver.name, rho=rho, outputs=lambda: outputs)
+
+    def _refuse_unresponsive(self, responds: Tensor, rho: Tensor) -> None:
+        against = self.reference or self.scene.normal
+        self.scene.refuse_unresponsive(responds, self.objective, self.target, against, self.space(rho), self.asked.seed)
 
     def _loss(
         self,
@@ -245,15 +263,18 @@ class Solving:
         normal: Outputs,
         within: Space,
         responds: Tensor,
+        *,
+        trace: bool = False,
     ) -> LossFunction:
         """The objective of what a solver moves; it notes which samples respond, and the filters that are tried."""
         samples = self.scene.onnx.samples
         every = torch.arange(samples)
-        current = within.filters(within.inner.uniform_point(within.shape)).detach().cpu() if self.asked.trace else None
+        current = within.filters(within.inner.uniform_point(within.shape)).detach().cpu() if trace else None
 
         def loss(w: Tensor, numbers: Tensor) -> Tensor:
             def note(gradient: Tensor) -> None:
-                responds[numbers.to(responds.device)] |= (gradient != 0).flatten(1).any(1)
+                moved = (gradient != 0).flatten(1).any(1).to(numbers.device)
+                responds[numbers[moved].to(responds.device)] = True  # a sample may be there more than once
 
             whole = len(numbers) == samples and torch.equal(numbers, every)
             f = within.filters(w, None if whole else numbers)
@@ -278,7 +299,6 @@ def _in_all(solutions: Sequence[Solution], f: Tensor, averaged: Tensor | None, b
     evaluations = torch.stack([s.evaluations for s in solutions]).sum(0)
     if averaged is None:
         return Solution(filter=f, loss=last.loss, evaluations=evaluations, stop_reason=last.stop_reason)
-    basis = MEASURED_BASIS if basis == AUTO else basis
     reasons = tuple(
         f"The average of the filters found on the bases {basis}; of the last: {r}" for r in last.stop_reason
     )

@@ -3,8 +3,9 @@
 A filter is one number per spatial cell of S1, shared by all channels, one filter per sample: a tensor (N, *spatial).
 """
 
-from .lifts import Basis, averaged, parse_basis, sized
+from .lifts import Basis, Smooth, averaged, parse_basis, sized
 from .maps import heatmap, traced
+from .occlusions import crops, occlusions
 from .sets import (
     CONSTRAINTS,
     SETS,
@@ -27,12 +28,15 @@ __all__ = [
     "Free",
     "NonnegSphere",
     "Simplex",
+    "Smooth",
     "Space",
     "Sphere",
     "averaged",
     "constraint_set",
+    "crops",
     "heatmap",
     "norm_of",
+    "occlusions",
     "parse_basis",
     "parse_radius",
     "sized",

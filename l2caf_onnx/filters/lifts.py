@@ -26,6 +26,7 @@ Basis = Nodes | float | None
 
 SIGMA = 0.1
 _FLOOR = 0.05
+_LONG = 2048  # cells of an axis, beyond which no matrix of cells x cells is made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +76,14 @@ class Smooth:
         spatial: Of the filter.
         sigma: The Gaussian's, as a part of each axis.
         frames: Whether the first axis counts frames, which are not blurred into one another.
+        fading: Whether zeros lie around the map. Else values are means over the cells that there are, and a maximum
+            beside a border moves to it.
     """
 
     spatial: tuple[int, ...]
     sigma: float
     frames: bool = False
+    fading: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,7 +93,10 @@ class Smooth:
     def values(self, w: Tensor) -> Tensor:
         """Coordinates (k, *spatial) -> (k, *spatial), linear."""
         for axis in range(self.frames, len(self.spatial)):
-            blur = _blurred(self.spatial[axis], self.sigma).to(w)
+            if self.spatial[axis] > _LONG:
+                w = _convolved(w.movedim(axis + 1, -1), self.sigma, self.fading).movedim(-1, axis + 1)
+                continue
+            blur = _blurred(self.spatial[axis], self.sigma, self.fading).to(w)
             w = torch.tensordot(w, blur, dims=([axis + 1], [1])).movedim(-1, axis + 1)
         return w
 
@@ -226,11 +233,25 @@ def _sigma(text: str, part: str) -> float:
     return sigma
 
 
-def _blurred(size: int, sigma: float) -> Tensor:
-    """(size, size): a Gaussian about each cell, its weights adding up to 1."""
+def _blurred(size: int, sigma: float, fading: bool) -> Tensor:
+    """(size, size): a Gaussian about each cell, its weights adding up to 1; if `fading`, in the middle cell alone."""
     cells = torch.arange(size, dtype=torch.float64)
     weights = torch.exp(-((cells[:, None] - cells) / (sigma * size)).square() / 2)
-    return weights / weights.sum(1, keepdim=True)
+    total = weights.sum(1, keepdim=True)
+    return weights / (total.max() if fading else total)
+
+
+def _convolved(w: Tensor, sigma: float, fading: bool) -> Tensor:
+    """`_blurred` along the last axis, by Fourier transforms; roundings below 0 are cut off where `w` has none."""
+    size = w.shape[-1]
+    kernel = torch.exp(-(torch.arange(1 - size, size, dtype=torch.float64) / (sigma * size)).square() / 2).to(w.device)
+    whole = 3 * size
+    rows = torch.stack([torch.ones_like(kernel[:size]), *w.double().reshape(-1, size)])
+    spread = torch.fft.irfft(torch.fft.rfft(rows, whole) * torch.fft.rfft(kernel, whole), whole)[
+        :, size - 1 : -size - 1
+    ]
+    found: Tensor = (spread[1:] / (spread[:1].max() if fading else spread[:1])).reshape(w.shape).to(w)
+    return found.clamp_min(0) if not bool((w < 0).any()) else found
 
 
 def _stretched(count: int, size: int) -> Tensor:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
 from torch import Tensor
+
+from l2caf_onnx.filters import crops
 
 from .case import Case, constant, finished, questions, scores
 
@@ -50,19 +51,13 @@ class Masks:
         generator = torch.Generator().manual_seed(seed)
         coarse = [min(grid, math.ceil(size / 2)) for size in spatial]
         self.grids = (torch.rand(count, *coarse, generator=generator) < p).float()
-        self.crops = [_crops(size, few) for size, few in zip(spatial, coarse, strict=True)]
-        self.shifts = [torch.randint(len(crops), (count,), generator=generator) for crops in self.crops]
+        self.crops = [crops(size, few) for size, few in zip(spatial, coarse, strict=True)]
+        self.shifts = [torch.randint(len(places), (count,), generator=generator) for places in self.crops]
 
     def of(self, numbers: Tensor) -> Tensor:
         """The masks of those numbers (k,): (k, *spatial), on the CPU."""
         masks = self.grids[numbers]
-        for crops, shifts in zip(self.crops, self.shifts, strict=True):  # linear along an axis at a time is multilinear
-            masks = torch.einsum("ka...,kab->k...b", masks, crops[shifts[numbers]])
+        for places, shifts in zip(self.crops, self.shifts, strict=True):
+            # linear along an axis at a time is multilinear
+            masks = torch.einsum("ka...,kab->k...b", masks, places[shifts[numbers]])
         return masks
-
-
-def _crops(size: int, few: int) -> Tensor:
-    """(shifts, few, size): for each shift, how `few` coarse cells along an axis make `size` cells of a mask."""
-    cell = math.ceil(size / few)
-    enlarged = F.interpolate(torch.eye(few)[None], size=(few + 1) * cell, mode="linear", align_corners=False)[0]
-    return torch.stack([enlarged[:, shift : shift + size] for shift in range(cell)])
