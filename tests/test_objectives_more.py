@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def log_softmax(z: F64, before: F64, t: int) -> float:
     return float(np.log(np.exp(z).sum()) - z[t]) if len(z) > 1 else float(np.log1p(np.exp(-z[0])))
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[[Any, Any, int], float]] = {
     "contrast": contrast,
     "log-softmax": log_softmax,
     "probability": lambda z, before, t: -np.exp(-log_softmax(z, before, t)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,13 +46,13 @@ def test_what_counts_as_inside() -> None:
 class TestOneClassOfADetector:
     """A contender may watch the class that is asked about: `{class}` in its selection."""
 
-    def evaluated(self, name: str, **options: object) -> caf.Evaluation:
+    def evaluated(self, name: str, **options: Any) -> caf.Evaluation:
         (scene,) = held_out("detector", 1, 5)
         boxes = {"sample 0": [(str(b.label), b[1:]) for b in scene.boxes]}
         return caf.evaluate(
             MODELS / "toy-detector.onnx", {"image": scene.image[None]}, at="block5",
             **{"games": ["boxes"], "boxes": boxes, "methods": [name], **options},
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
 
     def test_each_class_is_a_question_of_its_own(self) -> None:
         (scene,) = held_out("detector", 1, 5)

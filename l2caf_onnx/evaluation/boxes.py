@@ -21,7 +21,7 @@ from l2caf_onnx.preprocess import reason_of
 from .scores import Box
 
 Marked = tuple[str, Box]  # label, box in pixels of the picture, upright
-Annotations = dict[str, list[Marked]]  # by file name
+Annotations = Mapping[str, Sequence[Marked]]  # by file name
 _COLUMNS = ("file", "label", "x0", "y0", "x1", "y1")
 _LARGEST = 1e6  # pixels
 _MOST_BYTES = 2**30
@@ -36,7 +36,7 @@ def read_boxes(paths: Sequence[str | Path] | str | Path) -> Annotations:
     Raises:
         InputError: a file that cannot be read, with the line or the number of the annotation.
     """
-    found: Annotations = {}
+    found: dict[str, list[Marked]] = {}
     for path in [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]:
         files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
         if not files:

@@ -178,7 +178,7 @@ def _game(
     if given == Boxes.name:
         if boxes is None:
             raise InputError("The game 'boxes' needs boxes.", where="`boxes`.", how="Name an annotation file.")
-        return Boxes(annotations=boxes if isinstance(boxes, dict) else read_boxes(boxes), classes=classes)
+        return Boxes(annotations=boxes if isinstance(boxes, Mapping) else read_boxes(boxes), classes=classes)
     if given not in GAMES:
         raise InputError(f"There is no game {given!r}.", where="`games`.", how=f"There are {_names(GAMES)}.")
     return GAMES[given]()
