@@ -68,8 +68,8 @@ def noise_of(
         try:
             varied = _seen(variant, watch, data, numbers, plain, batch, providers)
         except L2cafError as e:
-            notes.append(f"The variation {variant.name!r} could not be tried: {e.what}")
-            continue
+            notes.append(f"The variation {variant.name!r} has no attention to tell: {e.what}")
+            varied = _seen(variant, replace(watch, at={}), data, numbers, plain, batch, providers)
         for key, values in measured(plain, varied).items():
             if f"{key[0]}.{key[2]}" in judged and (key[0] == "attention" or not variant.attention):
                 found.setdefault(key, []).append((variant.name, values))

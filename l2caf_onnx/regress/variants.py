@@ -29,7 +29,7 @@ from .twins import rounded
 
 _PLACES = 2.0**-22  # of a float32: about two units in the last place
 _GREY = 1 / 255 / 2
-_OUTERMOST = 1e-4  # share of values that a percentile calibration leaves out
+_OUTERMOST = 1e-5  # share of values at each end that a percentile calibration leaves out
 _SEEN = 3  # batches that the ranges of tensors are taken from
 _JOINED = ("Relu", "Clip", "BatchNormalization")  # computed together with what comes before, and rounded behind
 
