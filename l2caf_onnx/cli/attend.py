@@ -116,7 +116,9 @@ def attend(
         str | None,
         typer.Option(metavar="gif|webp", help="Animate the filter while it is being found.", show_default=False),
     ] = None,
-    solver: Annotated[str, typer.Option(metavar="NAME", help="auto, exact, lbfgs, sgd, adam or blackbox.")] = "auto",
+    solver: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, exact, slope, lbfgs, sgd, adam or blackbox.")
+    ] = "auto",
     preset: Annotated[
         str | None, typer.Option(metavar="paper", help="All settings as in the paper's programs.", show_default=False)
     ] = None,
