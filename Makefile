@@ -73,7 +73,7 @@ types: venv  ## mypy --strict
 	@$(BIN)/mypy
 
 test: models lint types  ## all that CI runs: lint, types and the tests
-	$(BIN)/python -m pytest
+	CI=true $(BIN)/python -m pytest  # CI: pytest and others print more where it is set, so it is set everywhere
 
 test-slow: models  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

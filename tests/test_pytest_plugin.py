@@ -67,10 +67,15 @@ def model(pytester: pytest.Pytester) -> caf.Model:
 
 
 def files_named(output: str, kind: str) -> list[Path]:
-    return [Path(p) for p in re.findall(rf"^E?\s*{kind}: (\S+)$", output, flags=re.MULTILINE)]
+    """The files told of, each once: where the variable CI is set, pytest's summary repeats each message in full."""
+    return list(dict.fromkeys(Path(p) for p in re.findall(rf"^E?\s*{kind}: (\S+)$", output, flags=re.MULTILINE)))
 
 
-def test_a_failure_is_told_and_its_pictures_are_kept(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_a_failure_is_told_and_its_pictures_are_kept(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: str
+) -> None:
+    monkeypatch.setenv("CI", ci)
     pytester.makepyfile(test_judged=JUDGED)
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=2, passed=1)

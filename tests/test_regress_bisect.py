@@ -185,3 +185,26 @@ def test_a_trained_network_with_branches(seed: int) -> None:
     found = caf.bisect(model, caf.load(proto), feeds)
     assert found.first is not None
     assert found.first.node == chosen.name
+
+
+def test_what_cannot_be_judged_is_refused_not_found_sound() -> None:
+    other = weighted("g (float[N,3,9,9] x) => (float[N,2] y) <float[2,3,3,3] w> { c = Conv (x, w)  "
+                     "p = GlobalMaxPool (c)  y = Flatten (p) }")  # fmt: skip
+    with pytest.raises(caf.InputError, match="nothing to bisect"):
+        caf.bisect(reference(), other, X, change="float32")
+    proto = onnx.ModelProto()
+    proto.CopyFrom(reference().proto)
+    rng = np.random.default_rng(5)
+    for name in ("w0", "w1", "w2", "w3"):
+        put(name, lambda w: rng.standard_normal(w.shape))(proto)
+    trained_anew = caf.load(proto)
+    with pytest.raises(caf.InputError, match="tells a fault from training"):
+        caf.bisect(reference(), trained_anew, X)
+    assert not caf.bisect(reference(), trained_anew, X, thresholds=1e-3).ok
+    assert not caf.bisect(reference(), trained_anew, X, change="float32").ok
+
+
+@pytest.mark.parametrize("ask", [caf.bisect, caf.compare])
+def test_a_class_of_change_that_there_is_not_is_told(ask: Callable[..., object]) -> None:
+    with pytest.raises(caf.InputError, match="no class of change 'int9'"):
+        ask(reference(), reference(), X, change="int9")

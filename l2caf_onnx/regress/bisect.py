@@ -68,7 +68,8 @@ def bisect(
         A Bisection.
 
     Raises:
-        InputError, UnsupportedModelError, TensorNotFoundError: inputs, models or names that cannot be used.
+        InputError, UnsupportedModelError, TensorNotFoundError: inputs, models or names that cannot be used; two models
+            of which nothing can be judged.
     """
     one, other = load(reference), load(candidate)
     data = both(
@@ -78,6 +79,7 @@ def bisect(
     if thresholds is not None and not thresholds > 0:
         raise InputError(f"The threshold {thresholds!r} cannot be used.", how="Give a positive relative error.")
     held = session(one, other, data, given=align, change=change, providers=providers)
+    _refuse_unjudged(held, thresholds)
     nodes = local_errors(held, thresholds=thresholds, tell=tell)
     drift = _drift(held, at, providers) if at is not None else {}
     nodes = tuple(_with_attention(n, drift) for n in nodes)
@@ -95,6 +97,23 @@ def bisect(
         notes=notes,
         settings={"samples": len(data), "threshold": thresholds},
     )
+
+
+def _refuse_unjudged(held: Session, thresholds: float | None) -> None:
+    """Raise InputError where no node could be found at fault: that no fault was found would say nothing."""
+    where = f"{held.reference.model.name!r} and {held.candidate.model.name!r}."
+    if not held.alignment:
+        raise InputError(
+            "No tensor of the candidate has a counterpart in the reference: there is nothing to bisect.",
+            where=where,
+            how="Check that these are two forms of one network, or give pairs by hand (--align).",
+        )
+    if held.change == "retrained" and thresholds is None:
+        raise InputError(
+            "The weights differ wholly, so that no local error tells a fault from training.",
+            where=f"{where} {held.why}",
+            how="Say what the change is (--change) or what error is allowed (thresholds), or use `compare`.",
+        )
 
 
 def local_errors(
@@ -170,7 +189,10 @@ def notes_of(held: Session) -> tuple[str, ...]:
             f"{len(held.unaligned)} tensors of the candidate have no counterpart; they are judged with the next."
         )
     if held.change == "retrained":
-        notes.append("The weights differ wholly: local errors say nothing of a fault, and are not judged.")
+        notes.append(
+            "The weights differ wholly: local errors say nothing of a fault, "
+            "and are judged only by what you say is allowed."
+        )
     return tuple(notes)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from l2caf_onnx import runtime
+from l2caf_onnx.errors import InputError
 from l2caf_onnx.graph.model import Model
 from l2caf_onnx.records import Aligned, Change
 
@@ -81,9 +83,15 @@ def session(
     """Look at both models and align them.
 
     Raises:
-        InputError, UnsupportedModelError: inputs or models that onnxruntime refuses; an alignment that cannot be.
+        InputError, UnsupportedModelError: inputs or models that onnxruntime refuses; an alignment that cannot be; a
+            class of change that there is not.
     """
     runtime.check_providers(providers)
+    if change is not None and change not in get_args(Change):
+        raise InputError(
+            f"There is no class of change {change!r}.",
+            how=f"Choose one of {', '.join(get_args(Change))}, or leave it out.",
+        )
     found, why = change_of(reference, candidate) if change is None else (change, "The user said so.")
     probes = Probe(reference, providers), Probe(candidate, providers)
     numbers, feeds, candidate_feeds = next(inputs.pieces(_SAMPLES))
