@@ -53,7 +53,6 @@ class Opened:
                 how="Break earlier, or feed a larger input.",
             )
         self._declared = {i.name: i.shape for i in stop.opened.inputs}
-        self._together: bool | None = None
         self._normal: Arrays | None = None
 
     @property
@@ -134,10 +133,20 @@ class Opened:
 
     # Several filters a sample, in one batch where the graph allows.
 
+    @property
+    def _verdict(self) -> list[bool | None]:
+        """Whether the graph takes filters together, in a list: it is found once for all activations of these shapes."""
+        shapes = tuple(tuple(array.shape) for array in self.held.values())
+        return self.stop.opened.cache.get(("together", shapes, self.spatial), lambda: [None])
+
+    @property
+    def _together(self) -> bool | None:
+        return self._verdict[0]
+
     def many(self, values: NDArray[np.float32]) -> list[Arrays]:
         """The outputs for each of the filters (K, N, *spatial)."""
         if self._together is None and len(values) > 1:
-            self._together = self._agrees_together(values[:2])
+            self._verdict[0] = self._agrees_together(values[:2])
         step = max(_AT_ONCE // self.samples, 1) if self._together else 1
         found: list[Arrays] = []
         for k in range(0, len(values), step):

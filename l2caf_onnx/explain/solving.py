@@ -118,9 +118,11 @@ class Solving:
                 return self._exact(tail, rho)
             if asked.exact == "only":
                 raise self._no_closed_form()
+        if self.filtered is not None and not isinstance(asked.solver, Slope):
+            return self._by_gradient(self.filtered, rho)
         self.scene.refuse_dead(self.space(rho), asked.seed)
         if self.filtered is not None:
-            return self._by_gradient(self.filtered, rho)
+            return self._by_slope(self.filtered, rho)
         solver = asked.solver if isinstance(asked.solver, Blackbox) else asked.fallback
         assert isinstance(solver, Blackbox)
         if self.scene.frames:
@@ -202,44 +204,54 @@ class Solving:
 
     def _by_gradient(self, filtered: Filtered, rho: Tensor) -> Solved:
         asked, scene, samples = self.asked, self.scene, self.scene.onnx.samples
-        assert not isinstance(asked.solver, Blackbox)
-        matrix = self._collapsed(filtered)
-        if matrix is not None and matrix.fits and not matrix.made:
-            _ = matrix.jacobian  # every further evaluation is a product
-        tail = matrix.outputs if matrix is not None else filtered
-        with torch.no_grad():
-            normal = self.reference or tail(torch.ones(scene.onnx.shape, device=scene.device))
-        if isinstance(asked.solver, Slope):
-            return self._by_slope(asked.solver, tail, normal, rho)
+        assert not isinstance(asked.solver, Blackbox | Slope)
+        tail, normal = self._tail_of(filtered)
         responds = torch.zeros(samples, dtype=torch.bool, device=scene.device)
+        seen = _Seen()
         solutions: list[Solution] = []
         ends: list[Tensor] = []
         for chain in self.chains:
             f: Tensor | None = None
             for basis in chain:
                 within = self.space(rho, basis)
-                loss = self._loss(tail, normal, within, responds, trace=asked.trace)
+                loss = self._loss(tail, normal, within, responds, seen=seen, trace=asked.trace)
                 generator = torch.Generator().manual_seed(asked.seed)
                 start = within.start(f) if isinstance(asked.solver, Lbfgs) else None
                 with_start = {"start": start} if start is not None else {}
-                solutions.append(
-                    asked.solver.minimise(loss, within.inner, within.shape, generator=generator, **with_start)
-                )
+                try:
+                    found = asked.solver.minimise(loss, within.inner, within.shape, generator=generator, **with_start)
+                except SolverError:
+                    scene.refuse_dead(self.space(rho), asked.seed)  # that reason comes first
+                    raise
+                solutions.append(found)
                 f = within.filters(solutions[-1].filter).detach()
             assert f is not None
             ends.append(f)
         f = averaged(ends, rho, frames=scene.frames, constraint=asked.constraint)
+        with torch.no_grad():
+            outputs = seen.at(f) or tail(f.to(scene.device))
+        if not _clearly_apart(seen.first, outputs, normal):
+            scene.refuse_dead(self.space(rho), asked.seed)
         self._refuse_unresponsive(responds, rho)
         with torch.no_grad():
-            outputs = tail(f.to(scene.device))
             reached = self.objective.losses(outputs, normal, samples=samples, target=self.target)
         solution = _in_all(solutions, f, reached if len(ends) > 1 else None, str(asked.basis))
         return Solved(solution=solution, solver=asked.solver.name, rho=rho, outputs=lambda: outputs)
 
-    def _by_slope(
-        self, solver: Slope, tail: Callable[[Tensor, Tensor], Outputs], normal: Outputs, rho: Tensor
-    ) -> Solved:
+    def _tail_of(self, filtered: Filtered) -> tuple[Callable[..., Outputs], Outputs]:
+        """What a solver runs, the matrix of an affine tail in its place; and the outputs that losses compare with."""
+        matrix = self._collapsed(filtered)
+        if matrix is not None and matrix.fits and not matrix.made:
+            _ = matrix.jacobian  # every further evaluation is a product
+        tail = matrix.outputs if matrix is not None else filtered
+        with torch.no_grad():
+            return tail, self.reference or tail(torch.ones(self.scene.onnx.shape, device=self.scene.device))
+
+    def _by_slope(self, filtered: Filtered, rho: Tensor) -> Solved:
         """From runs at occlusions, which are filters of any size: the loss takes them as they are."""
+        solver = self.asked.solver
+        assert isinstance(solver, Slope)
+        tail, normal = self._tail_of(filtered)
         within = replace(self.space(rho), lift=None)
         responds = torch.zeros(len(rho), dtype=torch.bool, device=self.scene.device)
 
@@ -254,6 +266,8 @@ class Solving:
         return Solved(solution=solution, solver=solver.name, rho=rho, outputs=lambda: outputs)
 
     def _refuse_unresponsive(self, responds: Tensor, rho: Tensor) -> None:
+        if bool(responds.all()):
+            return
         against = self.reference or self.scene.normal
         self.scene.refuse_unresponsive(responds, self.objective, self.target, against, self.space(rho), self.asked.seed)
 
@@ -264,9 +278,12 @@ class Solving:
         within: Space,
         responds: Tensor,
         *,
+        seen: _Seen | None = None,
         trace: bool = False,
     ) -> LossFunction:
-        """The objective of what a solver moves; it notes which samples respond, and the filters that are tried."""
+        """The objective of what a solver moves; it notes which samples respond, what is seen at the filters, and, where
+        the question wants them, all that are tried.
+        """
         samples = self.scene.onnx.samples
         every = torch.arange(samples)
         current = within.filters(within.inner.uniform_point(within.shape)).detach().cpu() if trace else None
@@ -288,9 +305,52 @@ class Solving:
             if not whole:
                 own = {k: v.index_select(0, numbers.to(v.device)) for k, v in normal.items()}
                 classes = classes[numbers.to(classes.device)] if classes is not None else None
-            return self.objective.losses(outputs, own, samples=len(f), target=classes)
+            losses = self.objective.losses(outputs, own, samples=len(f), target=classes)
+            if seen is not None and whole:
+                seen.note(f, outputs, losses.detach())
+            return losses
 
         return loss
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the tail gave while a solver searched.
+
+    Attributes:
+        first: The outputs at the first filters.
+        best: The filter of the lowest loss so far, its outputs and its loss, where there is one sample.
+    """
+
+    first: Outputs = field(default_factory=dict)
+    best: tuple[Tensor, Outputs, float] | None = None
+
+    def note(self, f: Tensor, outputs: Outputs, losses: Tensor) -> None:
+        """An evaluation of all samples."""
+        given = {name: v.detach() for name, v in outputs.items()}
+        self.first = self.first or given
+        if len(f) == 1 and (self.best is None or float(losses) < self.best[2]):
+            self.best = f.detach().clone(), given, float(losses)
+
+    def at(self, f: Tensor) -> Outputs | None:
+        """The outputs at `f`, if it is the best."""
+        return self.best[1] if self.best is not None and torch.equal(self.best[0], f.to(self.best[0])) else None
+
+
+def _clearly_apart(a: Outputs, b: Outputs, normal: Outputs) -> bool:
+    """Whether, for each sample, two filters of a size give what differs by more than parity leaves open.
+
+    Then the tail is not dead: within parity's tolerance, onnxruntime's outputs moved too.
+    """
+    apart: list[Tensor] = []
+    for name, x in a.items():
+        if x.dtype != torch.float32 or x.shape != b[name].shape or not x.ndim or not x.numel():
+            continue
+        y, whole = b[name], normal[name]
+        scale = torch.stack([x.abs().reshape(len(x), -1).amax(1), y.abs().reshape(len(x), -1).amax(1)]).amax(0)
+        scale = torch.maximum(scale, whole.abs().amax().to(scale.dtype))
+        apart.append((x - y).abs().reshape(len(x), -1).amax(1) > _CLEARLY * RTOL["float32"] * scale)
+    return bool(apart) and bool(torch.stack(apart).any(0).all())
 
 
 def _in_all(solutions: Sequence[Solution], f: Tensor, averaged: Tensor | None, basis: str) -> Solution:
