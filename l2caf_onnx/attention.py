@@ -7,7 +7,6 @@ filtered `.onnx`, to confirm what torch found.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -116,12 +115,15 @@ def attend(  # type: ignore[misc]
     names = (at,) if isinstance(at, str) else tuple(at)
     if not names:
         raise InputError("No tensor to break at was named.", where="`at` is empty.", how="Name one.")
-    shared = Query(
-        at="", to=to, target=target, objective=objective, constraint=constraint, radius=radius, solver=solver,
-        preset=preset, layout=layout, basis=basis, select=select, reference=reference, method=method,
-    )  # fmt: skip
+    queries = [
+        Query(
+            at=name, to=to, target=target, objective=objective, constraint=constraint, radius=radius, solver=solver,
+            preset=preset, layout=layout, basis=basis, select=select, reference=reference, method=method,
+        )
+        for name in names
+    ]  # fmt: skip
     found = attend_many(
-        model, feeds, [replace(shared, at=name) for name in names], proof=proof, ort_level=ort_level, device=device,
+        model, feeds, queries, proof=proof, ort_level=ort_level, device=device,
         batch_size=batch_size, providers=providers, seed=seed, trace=trace,
     )  # fmt: skip
     return found[0] if isinstance(at, str) else found

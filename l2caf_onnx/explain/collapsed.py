@@ -7,6 +7,7 @@ a forward over the cells of what follows the pool alone. A question that needs o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -89,10 +90,10 @@ class Collapsed:
         """M, outputs of a sample."""
         return self.origin.shape[1]
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Of each output, how many numbers a sample has."""
-        return tuple(int(np.prod(s)) for s in self.shapes.values())
+        return tuple(math.prod(s) for s in self.shapes.values())
 
     @property
     def passes(self) -> int:

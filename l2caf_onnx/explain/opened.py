@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ class Opened:
         axis = stop.batch[stop.at]
         self.samples = activation.shape[axis] if axis >= 0 else 1
         self.spatial = tuple(int(s) for s in stop.axes.cells(activation.shape))
-        self.cells = int(np.prod(self.spatial))
+        self.cells = math.prod(self.spatial)
         if self.cells < 2:
             raise CutError(
                 f"Here this tensor has one spatial cell (shape {activation.shape}): there is nothing to choose among.",
@@ -137,7 +138,8 @@ class Opened:
     def _verdict(self) -> list[bool | None]:
         """Whether the graph takes filters together, in a list: it is found once for all activations of these shapes."""
         shapes = tuple(tuple(array.shape) for array in self.held.values())
-        return self.stop.opened.cache.get(("together", shapes, self.spatial), lambda: [None])
+        known: dict[Any, list[bool | None]] = self.stop.opened.cache.get("together", dict)
+        return known.setdefault((shapes, self.spatial), [None])
 
     @property
     def _together(self) -> bool | None:

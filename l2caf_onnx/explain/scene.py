@@ -176,6 +176,13 @@ class Scene:
 
     def picture_size(self) -> tuple[int, ...]:
         """The spatial size of the input that the model saw; the filter's own where no input has as many axes."""
+        known: dict[Any, tuple[int, ...]] = self.stop.opened.cache.get("pictures", dict)
+        key = (self.onnx.spatial, *((name, array.shape) for name, array in self.pieces[0].items()))
+        if key not in known:
+            known[key] = self._picture_size()
+        return known[key]
+
+    def _picture_size(self) -> tuple[int, ...]:
         stop, spatial = self.stop, self.onnx.spatial
         if self.frames:
             return self._clip_size() or spatial
