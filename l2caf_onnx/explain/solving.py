@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2caf_onnx.agreement import RTOL
 from l2caf_onnx.errors import SolverError
 from l2caf_onnx.filters import Basis, Space, averaged, parse_basis, space
 from l2caf_onnx.graph.half import uses_half
@@ -21,6 +20,7 @@ from l2caf_onnx.objectives import Objective
 from l2caf_onnx.records import Certificate
 from l2caf_onnx.solvers import Blackbox, Lbfgs, LossFunction, Slope, Solution
 
+from .alive import Seen, clearly_apart, moved_from_zero
 from .closed_form import closed_form, has_closed_form
 from .collapsed import Collapsed
 from .filtered import Filtered, Outputs
@@ -28,8 +28,6 @@ from .query import Plan
 from .rows import Rows
 from .scene import Scene
 from .threads import one_thread
-
-_CLEARLY = 10  # times the tolerance of parity: an output of the torch tail that moved so far moved in onnxruntime too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,27 +158,11 @@ class Solving:
         def outputs() -> Outputs:
             with one_thread(), torch.no_grad():
                 given = tail.outputs(found.solution.filter)
-            if not self._alive(tail, given):
+            if not moved_from_zero(tail, given):
                 self.scene.refuse_dead(self.space(rho), asked.seed)
             return given
 
         return Solved(solution=found.solution, solver="exact", rho=rho, outputs=outputs, certificate=found.certificate)
-
-    def _alive(self, tail: Collapsed, outputs: Outputs) -> bool:
-        """Whether the outputs clearly moved away from those of the filter 0, in each sample.
-
-        An affine tail whose outputs at f and at 0 differ has different outputs at f and at -f, f and other filters: it
-        is not dead. The proof then shows that onnxruntime's moved too, since they are within parity's tolerance.
-        """
-        moved = np.zeros(self.scene.onnx.samples, bool)
-        rows, zero = tail.row_of(outputs).cpu().numpy(), tail.origin.cpu().numpy()
-        start = 0
-        for size in tail.sizes:
-            new, old = (v[:, start : start + size] for v in (rows, zero))
-            start += size
-            most = _CLEARLY * RTOL["float32"] * np.maximum(np.abs(new).max(axis=1), np.abs(old).max())
-            moved |= np.abs(new - old).max(axis=1) > most
-        return bool(moved.all())
 
     def _no_closed_form(self) -> SolverError:
         stop = self.scene.stop
@@ -207,7 +189,7 @@ class Solving:
         assert not isinstance(asked.solver, Blackbox | Slope)
         tail, normal = self._tail_of(filtered)
         responds = torch.zeros(samples, dtype=torch.bool, device=scene.device)
-        seen = _Seen()
+        seen = Seen()
         solutions: list[Solution] = []
         ends: list[Tensor] = []
         for chain in self.chains:
@@ -230,7 +212,7 @@ class Solving:
         f = averaged(ends, rho, frames=scene.frames, constraint=asked.constraint)
         with torch.no_grad():
             outputs = seen.at(f) or tail(f.to(scene.device))
-        if not _clearly_apart(seen.first, outputs, normal):
+        if not clearly_apart(seen.first, outputs, normal, samples):
             scene.refuse_dead(self.space(rho), asked.seed)
         self._refuse_unresponsive(responds, rho)
         with torch.no_grad():
@@ -278,7 +260,7 @@ class Solving:
         within: Space,
         responds: Tensor,
         *,
-        seen: _Seen | None = None,
+        seen: Seen | None = None,
         trace: bool = False,
     ) -> LossFunction:
         """The objective of what a solver moves; it notes which samples respond, what is seen at the filters, and, where
@@ -311,46 +293,6 @@ class Solving:
             return losses
 
         return loss
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What the tail gave while a solver searched.
-
-    Attributes:
-        first: The outputs at the first filters.
-        best: The filter of the lowest loss so far, its outputs and its loss, where there is one sample.
-    """
-
-    first: Outputs = field(default_factory=dict)
-    best: tuple[Tensor, Outputs, float] | None = None
-
-    def note(self, f: Tensor, outputs: Outputs, losses: Tensor) -> None:
-        """An evaluation of all samples."""
-        given = {name: v.detach() for name, v in outputs.items()}
-        self.first = self.first or given
-        if len(f) == 1 and (self.best is None or float(losses) < self.best[2]):
-            self.best = f.detach().clone(), given, float(losses)
-
-    def at(self, f: Tensor) -> Outputs | None:
-        """The outputs at `f`, if it is the best."""
-        return self.best[1] if self.best is not None and torch.equal(self.best[0], f.to(self.best[0])) else None
-
-
-def _clearly_apart(a: Outputs, b: Outputs, normal: Outputs) -> bool:
-    """Whether, for each sample, two filters of a size give what differs by more than parity leaves open.
-
-    Then the tail is not dead: within parity's tolerance, onnxruntime's outputs moved too.
-    """
-    apart: list[Tensor] = []
-    for name, x in a.items():
-        if x.dtype != torch.float32 or x.shape != b[name].shape or not x.ndim or not x.numel():
-            continue
-        y, whole = b[name], normal[name]
-        scale = torch.stack([x.abs().reshape(len(x), -1).amax(1), y.abs().reshape(len(x), -1).amax(1)]).amax(0)
-        scale = torch.maximum(scale, whole.abs().amax().to(scale.dtype))
-        apart.append((x - y).abs().reshape(len(x), -1).amax(1) > _CLEARLY * RTOL["float32"] * scale)
-    return bool(apart) and bool(torch.stack(apart).any(0).all())
 
 
 def _in_all(solutions: Sequence[Solution], f: Tensor, averaged: Tensor | None, basis: str) -> Solution:
