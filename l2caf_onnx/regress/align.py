@@ -9,7 +9,7 @@ the reference's values, so that what lies behind is seen again as if there were 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -207,6 +207,7 @@ class _Alignment:
 
     def settled(self) -> tuple[Aligned, ...]:
         """The pairs in order; a scale is believed where what follows is the same again without one."""
+        self._point_to_integers()
         ordered = [self.pairs[name] for name in self.reference.names if name in self.pairs]
         for k, pair in enumerate(ordered):
             if pair.scale != 1.0 and not self._made_good(pair):
@@ -215,6 +216,21 @@ class _Alignment:
                     confidence=pair.confidence,
                 )  # fmt: skip
         return tuple(ordered)
+
+    def _point_to_integers(self) -> None:
+        """Where integers are read as such, and in floats beside, the integers are the counterpart: what reads them
+        reads what is fed.
+        """
+        model = self.candidate.model
+        for name, pair in self.pairs.items():
+            node = model.proto.graph.node[model.producers[pair.candidate]]
+            source = node.input[0]
+            if node.op_type != "DequantizeLinear" or pair.how == "given" or source not in self.theirs:
+                continue
+            if source not in self.counterpart and len(model.consumers[source]) > 1:
+                del self.counterpart[pair.candidate]
+                self.counterpart[source] = name
+                self.pairs[name] = replace(pair, candidate=source)
 
     def _choices(self, ours: Mapping[str, Real], theirs: Mapping[str, Real], least: float) -> Iterator[_Choice]:
         one, other = sheets(ours, turned=False), sheets(theirs, turned=True)

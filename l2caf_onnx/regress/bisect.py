@@ -24,7 +24,7 @@ from .given import both
 from .identity import identity
 from .local import Errors, measured
 from .session import Session, session
-from .twins import tolerances
+from .thresholds import bundled
 
 Tell = Callable[[str, float], None]
 
@@ -136,8 +136,8 @@ def local_errors(
             tell("local errors", done / len(wanted))
 
     errors = measured(held.reference, held.candidate, pairs, held.inputs.pieces(held.size, wanted), told=told)
-    noise = held.noise()
-    allowed = dict.fromkeys(noise, thresholds) if thresholds is not None else tolerances(noise, held.change)
+    names = [a.reference for a in held.alignment]
+    allowed = dict.fromkeys(names, thresholds) if thresholds is not None else held.tolerances()
     found = []
     for pair, local, inherited in zip(pairs, errors.local, errors.inherited, strict=True):
         node = held.candidate.model.proto.graph.node[held.candidate.model.producers[pair.candidate]]
@@ -162,14 +162,16 @@ def local_errors(
 
 
 def typical(errors: Errors, change: Change) -> float:
-    """Of the samples' errors the one that is judged: the worst; of int8 the median.
+    """Of the samples' errors the one that is judged: the worst, or the worst but for the share that the class allows.
 
     A good int8 model clips what lies beyond the range that it was calibrated for, so that single inputs tell nothing of
     it; a scale that is wrong tells on most.
     """
     if not errors.size:
         return 0.0
-    return float(np.median(errors) if change == "int8" else errors.max())
+    line = bundled(change).get("tensor.local")
+    beyond = int(errors.size * line.share) if line is not None else 0
+    return float(np.sort(errors)[::-1][beyond])
 
 
 def notes_of(held: Session) -> tuple[str, ...]:

@@ -267,16 +267,13 @@ def inside(held: Session, own: Thresholds, tell: Tell) -> list[Score]:
     values: dict[str, Any] = {}
     local_errors(held, numbers=numbers, tell=tell, values=values)
     line = bundled(held.change).get("tensor.local")
-    # What rounds a tensor may stand between it and the next that is aligned, which then holds that noise too.
-    usual = float(np.median([limit for _, _, limit in values.values()])) if values else 0.0
     found = []
     for name, (local, inherited, limit) in values.items():
         lines: Thresholds = {}
         if line is not None and np.isfinite(limit):
             measure = MEASURES[held.change]
             source = f"The noise at this tensor of {measure.twin}, with what thresholds.toml allows beyond."
-            allowed = max(limit, line.least, usual if held.change == "int8" else 0.0)
-            lines = {"tensor.local": Threshold(value=allowed, above=True, share=line.share, source=source)}
+            lines = {"tensor.local": Threshold(value=limit, above=True, share=line.share, source=source)}
         for metric, errors in (("local", local), ("inherited", inherited)):
             whole = np.full(len(held.inputs), np.nan)
             whole[numbers] = errors

@@ -17,7 +17,8 @@ from .change import change_of
 from .given import Both
 from .local import at_once
 from .probe import Arrays, Probe, Real
-from .twins import noise
+from .steps import Steps, steps_of
+from .twins import noise, tolerances
 
 _SAMPLES = 2  # whose tensors are looked at to align
 _NOISY = 4  # samples of which the twin's noise is measured
@@ -51,15 +52,25 @@ class Session:
         taken = {a.candidate for a in self.alignment}
         return tuple(n for n in self.candidate.names if n not in taken)
 
+    @property
+    def steps(self) -> dict[str, Steps]:
+        """What the candidate rounds on the way to each aligned tensor, where the class is int8."""
+        return steps_of(self.candidate, self.alignment) if self.change == "int8" else {}
+
+    def tolerances(self) -> dict[str, float]:
+        """What the local error of each of the reference's aligned tensors may be."""
+        return tolerances(self.noise(), self.change, self.steps)
+
     def noise(self) -> dict[str, float]:
         """Of the reference's aligned tensors, on the first few samples."""
         names = [a.reference for a in self.alignment]
         numbers = list(range(min(_NOISY, len(self.inputs))))
-        key = ("noise", self.change, tuple(names), self.digest(numbers))
+        steps = self.steps
+        key = ("noise", self.change, tuple(names), tuple(steps.items()), self.digest(numbers))
         kept: dict[str, float] = self.reference.model.cache.get(key, dict)
         if not kept:
             pieces = ((len(part), feeds) for part, feeds, _ in self.inputs.pieces(self.size, numbers))
-            kept.update(noise(self.reference, names, pieces, self.change))
+            kept.update(noise(self.reference, names, pieces, self.change, steps))
         return dict(kept)
 
     def digest(self, numbers: Sequence[int]) -> str:
