@@ -77,7 +77,7 @@ def likeness(one: Sheet, other: Sheet) -> Likeness:
         plain, scaled = -np.log10(np.clip(left, 10**-MOST, 1.0))
         varied = np.array([len(np.unique(row)) >= VARIED for row in a])[
             :, None
-        ]  # one number is a multiple of any other
+        ]  # any number is a multiple of another
         better = (scaled - SCALED > plain) & (scale > 0) & varied
         centred = [v - v.mean(1, keepdims=True) for v in (a, b)]
         sizes = [np.linalg.norm(v, axis=1) for v in centred]
