@@ -27,7 +27,9 @@ _STRONG, _WEAK = 2.0, 0.3  # powers of ten of evidence: a tenth of the size unex
 _NAME, _OPERATOR, _DEPTH, _TURNED = 1.5, 0.3, 1.0, 0.05  # in the same measure; the depth is that of a whole network
 _TRUSTED = 0.5  # of the pairs that values tell: so many have the same name where names mean something
 _ROUNDS = 12
+_FUSED = 6  # operators that one may stand for
 _WRONG, _GOOD = 1e-3, 0.2  # a relative error that is looked at; what is left of it where it is made good
+_NEARER = 0.5  # of an error: another pair explains the values better
 _CARRIERS = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Dropout")
 
 
@@ -64,6 +66,7 @@ def align(
             break
     found.outputs()
     found.drop_what_is_made_good()
+    found.look_again()
     return found.settled()
 
 
@@ -198,6 +201,57 @@ class _Alignment:
             if any(n in wrong for n in ends) and all(again[n] <= max(_GOOD * wrong.get(n, 0.0), _WRONG) for n in ends):
                 del self.pairs[self.counterpart.pop(name)]
 
+    def look_again(self) -> None:
+        """Mend pairs that were taken while the candidate's values had drifted: now it is fed with the reference's.
+
+        Where an activation was left out because a narrow range does its work, what is narrowed is the counterpart; and
+        where another of the reference's tensors is far nearer, that is.
+        """
+        doubted = [n for n, e in self._errors(frozenset()).items() if e > _WRONG]
+        if not doubted:
+            return
+        fed = {
+            p.candidate: as_candidate(p, self.ours[p.reference], self.theirs[p.candidate].shape)
+            for p in self.pairs.values()
+        }
+        for other, made in remade(self.candidate, fed, self.candidate_feeds, doubted).items():
+            pair = self.pairs[self.counterpart[other]]
+            if pair.how == "given" or pair.scale != 1.0:
+                continue
+            error = _apart(self.ours[pair.reference], as_reference(pair, made))
+            narrow = self._narrowed(other)
+            if narrow is not None:
+                passed = self.candidate.real(narrow[0], self.candidate.stored(narrow[0], made))
+                if _apart(self.ours[pair.reference], as_reference(pair, passed)) < _NEARER * error:
+                    self._replace(pair, pair.reference, narrow[-1])
+                    continue
+            free = [
+                n for n in self.reference.names
+                if n not in self.pairs and self.ours[n].shape == self.ours[pair.reference].shape
+            ]  # fmt: skip
+            near = min(free, key=lambda n: _apart(self.ours[n], as_reference(pair, made)), default=None)
+            if near is not None and _apart(self.ours[near], as_reference(pair, made)) < _NEARER * error:
+                self._replace(pair, near, other)
+
+    def _narrowed(self, name: str) -> list[str] | None:
+        """What a tensor becomes where all that reads it is one QuantizeLinear: the integers, and these brought back."""
+        model, found = self.candidate.model, [name]
+        for op in ("QuantizeLinear", "DequantizeLinear"):
+            nodes = [model.proto.graph.node[i] for i in model.consumers.get(found[-1], ())]
+            if len(nodes) != 1 or nodes[0].op_type != op or nodes[0].output[0] not in self.theirs:
+                break
+            found.append(nodes[0].output[0])
+        free = len(found) > 1 and not any(n in self.counterpart for n in found[1:])
+        return found[1:] if free else None
+
+    def _replace(self, pair: Aligned, name: str, other: str) -> None:
+        """Put a pair of these in the place of one, if they may be one."""
+        del self.pairs[pair.reference], self.counterpart[pair.candidate]
+        if self._may(name, other):
+            self._take(name, other, "activations", pair.order, 1.0)
+        else:
+            self.pairs[pair.reference], self.counterpart[pair.candidate] = pair, pair.reference
+
     def _errors(self, left: frozenset[str]) -> dict[str, float]:
         """Of what the candidate makes of the reference's values, those of `left` not fed; none of `left`."""
         pairs = [p for p in self.pairs.values() if p.candidate not in left]
@@ -248,7 +302,7 @@ class _Alignment:
 
     def _may(self, name: str, other: str) -> bool:
         """Whether both are free, and what is aligned lies on the same sides of both."""
-        if name in self.pairs or other in self.counterpart:
+        if name in self.pairs or other in self.counterpart or self._carries_another(name, other):
             return False
         before, before_other = self.reference.before, self.candidate.before
         return not any(
@@ -256,6 +310,21 @@ class _Alignment:
             or (name in before[p.reference] and p.candidate in before_other[other])
             for p in self.pairs.values()
         )
+
+    def _carries_another(self, name: str, other: str) -> bool:
+        """Whether `other` is the counterpart of another, quantised or brought back, and no nearer to `name`."""
+        model = self.candidate.model
+        nodes = [model.producers[other], *model.consumers.get(other, ())]
+        for node in (model.proto.graph.node[i] for i in nodes):
+            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                continue
+            beside = node.output[0] if node.output[0] != other else node.input[0]
+            own = self.counterpart.get(beside)
+            if own is None or own not in self.ours or own == name or self.ours[own].size != self.theirs[other].size:
+                continue
+            if _apart(self.ours[own], self.theirs[other]) < _apart(self.ours[name], self.theirs[other]):
+                return True
+        return False
 
     def _take(self, name: str, other: str, how: str, order: Order, scale: float) -> None:
         one = sheets({name: self.ours[name]}, turned=False)[self.ours[name].size]
@@ -280,10 +349,23 @@ class _Alignment:
         )
 
     def _made_of_the_same(self, name: str) -> bool:
-        """Whether both read counterparts alone: then one operator stands in the other's place."""
+        """Whether both are made of counterparts alone: then one operator stands in the place of the other's, or of
+        several that were fused.
+        """
         made_of = self._roots(self.candidate, name, self.counterpart)
-        wanted = [self.counterpart.get(r, "") for r in made_of]
-        return bool(wanted) and sorted(self._roots(self.reference, name, wanted)) == sorted(wanted)
+        wanted = {self.counterpart.get(r, "") for r in made_of}
+        found, waiting = set[str](), [name]
+        told = any(p.reference == p.candidate and p.how == "name" for p in self.pairs.values())
+        for _ in range(_FUSED if told else 1):  # names that nothing speaks for are no evidence of so much
+            if not waiting:
+                return found == wanted
+            roots = self._roots(self.reference, waiting.pop(), list(wanted))
+            found |= wanted & {*roots}
+            beyond = {*roots} - wanted
+            if not roots or any(r in self.pairs or r not in self.ours for r in beyond):
+                return False
+            waiting += beyond
+        return not waiting and found == wanted
 
     def _by_position(self, name: str, place: int) -> str | None:
         """The reference's tensor that the same operator makes of the counterparts of what `name` is made of."""

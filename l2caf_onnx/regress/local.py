@@ -60,10 +60,10 @@ def measured(
         ours = reference.values(feeds, [p.reference for p in pairs])
         theirs = candidate.values(candidate_feeds, [p.candidate for p in pairs])
         shapes = {p.candidate: theirs[p.candidate].shape for p in pairs}
-        inherited.append(_rows(pairs, ours, theirs, count))
+        inherited.append(_rows(reference, pairs, ours, theirs, count))
         del theirs
         fed = {p.candidate: as_candidate(p, ours[p.reference], shapes[p.candidate]) for p in pairs}
-        local.append(_rows(pairs, ours, remade(candidate, fed, candidate_feeds), count))
+        local.append(_rows(reference, pairs, ours, remade(candidate, fed, candidate_feeds), count))
         if told is not None:
             told(count)
     return Measured(np.concatenate(local, axis=1), np.concatenate(inherited, axis=1))
@@ -75,17 +75,22 @@ def at_once(values: Mapping[str, Real], samples: int) -> int:
     return int(min(max(2 * MOST // max(each, 1), 1), _LARGEST_BATCH))
 
 
-def _rows(pairs: Sequence[Aligned], ours: Mapping[str, Real], theirs: Mapping[str, Real], count: int) -> Errors:
-    rows = [
-        relative(ours[p.reference], as_reference(p, theirs[p.candidate], ours[p.reference].shape), count) for p in pairs
-    ]
+def _rows(
+    reference: Probe, pairs: Sequence[Aligned], ours: Mapping[str, Real], theirs: Mapping[str, Real], count: int
+) -> Errors:
+    rows = []
+    for pair in pairs:
+        own = ours[pair.reference]
+        both = (own, as_reference(pair, theirs[pair.candidate], own.shape))
+        one, other = (reference.by_sample(pair.reference, v, count) for v in both)
+        rows.append(relative(one, other, count))
     return np.stack(rows) if rows else np.zeros((0, count))
 
 
 def relative(reference: Real, other: Real, count: int) -> Errors:
     """||other - reference|| / ||reference|| of each of `count` samples, (count,).
 
-    A tensor whose first axis is not the samples' has one error for all. A sample whose reference is all but 0
+    A tensor whose first axis is not of that length has one error for all. A sample whose reference is all but 0
     beside the others is held against a thousandth of their size. Where the reference is 0 throughout, the error is 0 or
     infinite; where the other has NaN or infinity and the reference has not, it is infinite.
     """

@@ -15,6 +15,7 @@ from .probe import Real
 PLACES = 2048  # of a fingerprint
 MOST = 8.0  # powers of ten of evidence: float32 tells no more
 SCALED = 1.0  # that have to be better for a scale to be believed
+LEAST_SCALE = 1.25  # or one over it: nearer to 1 it is what values have drifted by
 VARIED = 8  # different values that a scale is told by
 ORDERS: tuple[Order, ...] = (None, (0, 3, 1, 2), (0, 2, 3, 1), (0, 2, 1))
 """Of the candidate's axes, to be the reference's: as they are, NHWC as NCHW, NCHW as NHWC, tokens or time turned."""
@@ -75,10 +76,10 @@ def likeness(one: Sheet, other: Sheet) -> Likeness:
         left = np.stack([own - 2 * products + others, own - scale * products]) / own
         left = np.where((own == 0) & (others == 0), 0.0, np.where(np.isfinite(left), left, 1.0))
         plain, scaled = -np.log10(np.clip(left, 10**-MOST, 1.0))
-        varied = np.array([len(np.unique(row)) >= VARIED for row in a])[
-            :, None
-        ]  # any number is a multiple of another
-        better = (scaled - SCALED > plain) & (scale > 0) & varied
+        varied = np.array([len(np.unique(row)) >= VARIED for row in a])[:, None]  # any number is a multiple of another
+        better = (
+            (scaled - SCALED > plain) & varied & ((scale > LEAST_SCALE) | ((scale > 0) & (scale < 1 / LEAST_SCALE)))
+        )
         centred = [v - v.mean(1, keepdims=True) for v in (a, b)]
         sizes = [np.linalg.norm(v, axis=1) for v in centred]
         correlation = (centred[0] @ centred[1].T) / np.outer(*sizes)

@@ -6,7 +6,7 @@ that the graph gives them, so that an int8 model can be held against a float one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from l2caf_onnx import runtime
 from l2caf_onnx.graph.breakpoints import FLOATS
+from l2caf_onnx.graph.layout import layouts
 from l2caf_onnx.graph.model import Model
 from l2caf_onnx.graph.paths import reached
 from l2caf_onnx.graph.quantised import scale_of
@@ -75,6 +76,17 @@ class Probe:
         if wanted:
             found |= runtime.run(self._observed(tuple(wanted)), feeds, providers=self.providers)
         return {n: self.real(n, found[n]) for n in names}
+
+    def by_sample(self, name: str, values: Real, count: int) -> Real:
+        """A tensor with the `count` samples on its first axis; (1, ...) where it is one for all of them."""
+        axis = self._letters.get(name, "N").find("N")
+        if axis < 0 or axis >= values.ndim or values.shape[axis] != count:
+            return values[None]
+        return np.moveaxis(values, axis, 0)
+
+    @cached_property
+    def _letters(self) -> Mapping[str, str]:
+        return layouts(self.model)
 
     def _observed(self, names: tuple[str, ...]) -> Model:
         return self.model.cache.get(("observed", names), lambda: observed(self.model, names))

@@ -13,15 +13,17 @@ from l2caf_onnx.graph.model import Model
 from l2caf_onnx.records import Aligned, Change
 
 from .align import align
+from .calibrate import spread
 from .change import change_of
 from .given import Both
 from .local import at_once
 from .probe import Arrays, Probe, Real
 from .steps import Steps, steps_of
-from .twins import noise, tolerances
+from .twins import Ranges, noise, ranges_of, tolerances
 
 _SAMPLES = 2  # whose tensors are looked at to align
 _NOISY = 4  # samples of which the twin's noise is measured
+_RANGED = 32  # samples that tell what values a tensor takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +72,15 @@ class Session:
         kept: dict[str, float] = self.reference.model.cache.get(key, dict)
         if not kept:
             pieces = ((len(part), feeds) for part, feeds, _ in self.inputs.pieces(self.size, numbers))
-            kept.update(noise(self.reference, names, pieces, self.change, steps))
+            ranges = self._ranges(names) if self.change == "int8" else None
+            kept.update(noise(self.reference, names, pieces, self.change, steps, ranges))
         return dict(kept)
+
+    def _ranges(self, names: Sequence[str]) -> Ranges:
+        """Of the reference's tensors, on more samples than noise is measured on."""
+        numbers = spread(len(self.inputs), _RANGED)
+        pieces = (feeds for _, feeds, _ in self.inputs.pieces(self.size, numbers))
+        return ranges_of(self.reference, names, pieces)
 
     def digest(self, numbers: Sequence[int]) -> str:
         """Of what the reference is fed with."""
