@@ -1,0 +1,123 @@
+"""int8: what a sound candidate rounds is foretold node by node, so that a single layer quantised badly is found."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime.quantization import CalibrationMethod, QuantFormat
+
+import l2caf_onnx as caf
+from l2caf_onnx.regress.prints import likeness, sheets
+from l2caf_onnx.regress.probe import Probe
+from l2caf_onnx.regress.steps import Steps, steps_of
+from l2caf_onnx.regress.twins import ranges_of
+from scripts.faults import int8
+from scripts.faults.fault import Fault
+from scripts.faults.subjects import Subject, subject
+from tests.conftest import text
+
+FORMS = {
+    "QDQ": (CalibrationMethod.MinMax, QuantFormat.QDQ),
+    "QOperator": (CalibrationMethod.MinMax, QuantFormat.QOperator),
+    "percentile": (CalibrationMethod.Percentile, QuantFormat.QDQ),
+}
+NETS = ("toy-cnn", "toy-embedding", "toy-vit")
+
+
+@cache
+def net(name: str) -> Subject:
+    return subject(name, 24)
+
+
+@cache
+def sound(name: str, form: str = "QDQ") -> onnx.ModelProto:
+    return int8.quantised(net(name), *FORMS[form])
+
+
+def bisected(name: str, proto: onnx.ModelProto) -> caf.Bisection:
+    return caf.bisect(caf.load(net(name).proto), caf.load(proto), net(name).feeds)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NETS)
+def test_the_error_of_every_sound_node_is_foretold(name: str, form: str) -> None:
+    found = bisected(name, sound(name, form))
+    shares = np.array([n.local / n.noise for n in found.nodes])
+    assert found.change == "int8"
+    assert found.ok, found.first
+    assert shares.max() < 0.9
+    assert 0.25 < np.median(shares[shares > 0.01]) < 0.6  # nor is the line far above
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NETS[:2])
+def test_a_sound_model_raises_no_alarm(name: str, form: str) -> None:
+    found = caf.compare(caf.load(net(name).proto), caf.load(sound(name, form)), net(name).feeds)
+    assert not [s for s in found.scores if s.subject == "tensor" and not s.ok]
+
+
+def planted(name: str, family: str) -> list[Fault]:
+    kinds = {
+        "clipped": lambda: int8.clipped(sound(name)),
+        "four bits": lambda: int8.four_bits(sound(name), int8.folded(net(name))),
+    }
+    return list(kinds[family]())
+
+
+@pytest.mark.parametrize("family", ["clipped", "four bits"])
+@pytest.mark.parametrize("name", NETS[:2])
+def test_one_layer_quantised_badly_is_named(name: str, family: str) -> None:
+    faults = [f for f in planted(name, family) if f.strength in ("", "/4")]
+    assert len(faults) == 3
+    for fault in faults:
+        first = bisected(name, fault.proto).first
+        assert first is not None, fault.where
+        assert first.candidate in fault.tensors
+
+
+def test_the_steps_of_a_layer_between_quantisers() -> None:
+    model = text(
+        """g (float[N,4] x) => (float[N,3] y) <float s = {0.1}, uint8 z = {128},
+        int8[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3] u = {0.1,0.1,0.1}, int8[3] n = {0,0,0}>
+        { xq = QuantizeLinear (x, s, z)  xd = DequantizeLinear (xq, s, z)  v = DequantizeLinear <axis = 1> (w, u, n)
+          a = MatMul (xd, v)  aq = QuantizeLinear (a, s, z)  ad = DequantizeLinear (aq, s, z)  y = Softmax (ad) }"""
+    )
+
+    def told(*names: str) -> dict[str, Steps]:
+        pairs = [
+            caf.Aligned(reference=n, candidate=n, how="name", order=None, scale=1.0, confidence=1.0) for n in names
+        ]
+        return steps_of(Probe(model), pairs)
+
+    assert told("a", "ad", "y") == {
+        "a": Steps(weights=True, inputs=True),
+        "ad": Steps(output=True),
+        "y": Steps(),
+    }
+    assert told("xd", "a", "y") == {
+        "xd": Steps(output=True),
+        "a": Steps(weights=True),
+        "y": Steps(inputs=True),
+    }
+    assert told("aq", "y") == {"aq": Steps(weights=True, inputs=True, output=True), "y": Steps(inputs=True)}
+
+
+def test_ranges_hold_zero_and_those_of_shares_are_known() -> None:
+    model = text("g (float[N,4] x) => (float[N,4] y) { a = Abs (x)  b = Add (a, a)  y = Softmax (b) }")
+    x = np.array([[1.0, -2.0, 3.0, 0.5]], np.float32)
+    found = ranges_of(Probe(model), ("a", "y"), [{"x": x}, {"x": 2 * x}])
+    assert found == {"a": (0.0, 6.0), "y": (0.0, 1.0), "x": (-4.0, 6.0)}
+
+
+@pytest.mark.parametrize(
+    ("factor", "values", "scale"),
+    [(2.0, 64, 0.5), (1.05, 64, 1.0), (2.0, 4, 1.0), (1 / 255, 64, 255.0)],
+    ids=["twice", "drift", "too few to tell", "bytes"],
+)
+def test_a_scale_is_told_by_many_values_and_not_by_drift(factor: float, values: int, scale: float) -> None:
+    own = np.random.default_rng(0).uniform(1, 2, (values,)).astype(np.float32)
+    found = likeness(sheets({"a": own}, turned=False)[values], sheets({"b": own * factor}, turned=False)[values])
+    np.testing.assert_allclose(found.scale, scale, rtol=1e-4)
