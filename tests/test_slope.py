@@ -16,6 +16,7 @@ from l2caf_onnx.explain.filtered import ONE_BY_ONE
 from l2caf_onnx.filters import lifts, occlusions, space
 from l2caf_onnx.filters.occlusions import _dealt
 from l2caf_onnx.solvers import Slope, resolve
+from l2caf_onnx.solvers.slope import correlation, regression
 from tests.conftest import Arrays, normal, text, weighted
 from tests.test_explain import BAKED, BENT, POOLED, UNMAPPED, feeds_of
 
@@ -217,3 +218,43 @@ def test_the_last_bit_of_a_pixel_hardly_moves_it(efficientnet: caf.Model, chelse
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
     assert a.min() >= 0
     assert np.linalg.norm(a) == pytest.approx(0.42 * 14, rel=1e-5)
+
+
+# Where the gradient does not tell
+
+EFFECT = torch.zeros(2, 8, 8)
+EFFECT[:, 4:6, 1:3] = 1.0
+
+
+def saturating(f: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """A cell counts by being there, whatever its size, as a token before a layer norm does; the second sample has a
+    gradient besides, at hidden cells, that points elsewhere and is gone before it has had an effect.
+    """
+    there = -(EFFECT[numbers] * torch.tanh(8 * f)).flatten(1).sum(1)
+    elsewhere = EFFECT[numbers].flip(1).roll(3, 2)
+    beside = -(1e3 * elsewhere * f * torch.exp(-((100 * f) ** 2))).flatten(1).sum(1)
+    return there + beside * (numbers == 1)
+
+
+def test_what_the_gradient_does_not_tell_is_measured_for_the_samples_concerned() -> None:
+    within = space("l2-nonneg", torch.full((2,), 0.42), (8, 8))
+    found = Slope().minimise(saturating, within)
+    for n in range(2):
+        y, x = divmod(int(found.filter[n].argmax()), 8)
+        assert EFFECT[n, y, x] == 1
+    assert found.evaluations.tolist() == [64, 64 + 256]
+    assert "regression on 256 occlusions" not in found.stop_reason[0]
+    assert "regression on 256 occlusions" in found.stop_reason[1]
+    told = Slope(better=3).minimise(saturating, within)  # by the gradient alone it would be wrong
+    y, x = divmod(int(told.filter[1].argmax()), 8)
+    assert EFFECT[1, y, x] == 0
+
+
+def test_a_regression_of_dealt_masks_finds_what_each_cell_adds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    effects = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    masks = torch.randint(2, (4000, 5), generator=generator).double()
+    losses = masks @ effects.T + 2
+    torch.testing.assert_close(regression(masks, losses), effects, rtol=0, atol=0.12)
+    torch.testing.assert_close(correlation(masks @ effects.T, losses), torch.ones(3, dtype=torch.float64))
+    assert correlation(masks[:, :1], torch.ones(4000, 1, dtype=torch.float64)).tolist() == [0.0]

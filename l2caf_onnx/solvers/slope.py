@@ -8,7 +8,7 @@ of the tail; a gradient tells of all cells at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,15 +33,24 @@ class Slope:
     max(-s, 0) (where p = 0, all of it in the cell of the least s). As L(m + e f) = L(m) + e g'f to first order, g =
     dL/df(m), f is what lowers L fastest, on average over what else is hidden and over small shifts.
 
+    Where a tail hardly feels the size of a cell, but only whether it is there (a layer norm makes tokens of any size
+    alike), a gradient tells nothing of what hiding a cell does. That shows in the losses under the occlusions: where s
+    does not explain how they vary, and their own regression on the occlusions, fitted to one half of them, explains the
+    other half better, s is that regression (each cell's by itself, as RISE has it), of `hidden` occlusions.
+
     Each frame of a clip has its own minimum. The size of f plays no part in its shape, and nothing is drawn at random.
 
     Attributes:
         occlusions: K, even: evaluations of the tail with its gradient.
         sigma: Of the neighbourhood, as a part of each axis.
         at_once: So many occlusions of all samples together are evaluated at once, and at least one.
+        hidden: Occlusions that are run without a gradient where the gradient does not tell, even.
+        better: By so much must the regression's correlation with the losses be above the gradient's.
     """
 
     occlusions: int = 64
+    hidden: int = 256
+    better: float = 0.2
     sigma: float = 0.1
     at_once: int = 16
 
@@ -62,13 +71,13 @@ class Slope:
         masks = occlusions(within.spatial, self.occlusions, frames=within.frames).to(within.rho.device)
         every = torch.arange(samples)
         slope = torch.zeros(samples, *within.spatial, dtype=torch.float64, device=masks.device)
-        step = max(self.at_once // samples, 1)
-        for start in range(0, len(masks), step):
-            part = masks[start : start + step]
+        seen: list[Tensor] = []
+        for part in self._parts(masks, samples):
             rows, numbers = part.repeat_interleave(samples, 0), every.repeat(len(part))
             losses, gradients = evaluate(fn, rows, numbers)
-            if not start:
+            if not seen:
                 refuse_unusable_start(losses.reshape(-1, samples).sum(0))
+            seen.append(losses.detach().double().reshape(-1, samples))
             slope += gradients.double().reshape(len(part), *slope.shape).sum(0)
             if tell is not None:
                 tell(self._steepest(slope, within))
@@ -78,23 +87,61 @@ class Slope:
                 where=f"Of {len(masks)}.",
                 how="Look for infinities in the tail, or choose another solver.",
             )
+        silent = self._silent(masks, torch.cat(seen), self._smooth(slope, within))
+        if bool(silent.any()):
+            slope[silent] = self._regressed(fn, within, torch.nonzero(silent)[:, 0].cpu()).to(slope)
+            if tell is not None:
+                tell(self._steepest(slope, within))
         f = self._steepest(slope, within)
         with torch.no_grad():
             reached = fn(f, every)
-        reason = (
-            f"The minimum of the loss's slope, a mean over {len(masks)} occlusions and a neighbourhood of "
-            f"{self.sigma:g} of each side, in closed form."
+        near = f"a neighbourhood of {self.sigma:g} of each side, in closed form."
+        reasons = (
+            f"The minimum of the loss's slope, a mean over {len(masks)} occlusions and {near}",
+            f"The minimum of the loss's regression on {self.hidden} occlusions, whose effect the gradient does not "
+            f"tell, and {near}",
         )
         return Solution(
             filter=f,
             loss=reached.detach(),
-            evaluations=torch.full((samples,), len(masks)),
-            stop_reason=(reason,) * samples,
+            evaluations=len(masks) + self.hidden * silent.cpu().long(),
+            stop_reason=tuple(reasons[int(s)] for s in silent),
         )
 
+    def _parts(self, masks: Tensor, samples: int) -> Iterator[Tensor]:
+        step = max(self.at_once // samples, 1)
+        for start in range(0, len(masks), step):
+            yield masks[start : start + step]
+
+    def _silent(self, masks: Tensor, losses: Tensor, slope: Tensor) -> Tensor:
+        """(N,): where the smooth slope (N, *spatial) explains the losses (K, N) less than their own regression does."""
+        flat = masks.double().flatten(1)
+        told = correlation(flat @ slope.flatten(1).T, losses)
+        half = len(masks) // 2  # an occlusion and its complement stay together
+        sides = [torch.arange(k, half, 2) for k in range(2)]
+        a, b = (torch.cat([own, own + half]).to(masks.device) for own in sides)
+        crossed = [
+            correlation(flat[there] @ regression(flat[here], losses[here]).T, losses[there])
+            for here, there in ((a, b), (b, a))
+        ]
+        return (crossed[0] + crossed[1]) / 2 > told + self.better
+
+    def _regressed(self, fn: LossFunction, within: Space, numbers: Tensor) -> Tensor:
+        """Of those samples the regression of the loss on occlusions: (k, *spatial)."""
+        masks = occlusions(within.spatial, self.hidden, frames=within.frames).to(within.rho.device)
+        losses: list[Tensor] = []
+        with torch.no_grad():
+            for part in self._parts(masks, len(numbers)):
+                rows = part.repeat_interleave(len(numbers), 0)
+                losses.append(fn(rows, numbers.repeat(len(part))).double().reshape(-1, len(numbers)))
+        found = regression(masks.double().flatten(1), torch.cat(losses))
+        return found.reshape(len(numbers), *within.spatial)
+
+    def _smooth(self, slope: Tensor, within: Space) -> Tensor:
+        return Smooth(spatial=within.spatial, sigma=self.sigma, frames=within.frames, fading=True).values(slope)
+
     def _steepest(self, slope: Tensor, within: Space) -> Tensor:
-        blur = Smooth(spatial=within.spatial, sigma=self.sigma, frames=within.frames, fading=True)
-        smooth = blur.values(slope)
+        smooth = self._smooth(slope, within)
         down = -smooth.flatten(1 + within.frames)  # a row of cells for each that has a size of its own
         if within.constraint == "l2-nonneg":
             lowest = torch.zeros_like(down).scatter_(-1, down.argmax(-1, keepdim=True), 1.0)
@@ -102,3 +149,16 @@ class Slope:
         flat = (smooth.flatten(1 + within.frames) == 0).all(-1, keepdim=True)  # no preference
         found = torch.where(flat, torch.ones_like(down), down).reshape(slope.shape)
         return sized(found, within.rho, frames=within.frames, total=False).float()
+
+
+def regression(masks: Tensor, losses: Tensor) -> Tensor:
+    """(N, cells): how losses (K, N) grow with each cell of the masks (K, cells), each by itself."""
+    m, own = masks - masks.mean(0), losses - losses.mean(0)
+    return (own.T @ m) / (m * m).sum(0).clamp_min(torch.finfo(m.dtype).tiny)
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """(N,), of the columns of a and b (K, N); 0 where one does not vary."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    sizes = a.norm(dim=0) * b.norm(dim=0)
+    return torch.where(sizes > 0, (a * b).sum(0) / sizes, torch.zeros_like(sizes))
