@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnxruntime.quantization import CalibrationMethod, QuantFormat
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 import l2caf_onnx as caf
 from l2caf_onnx.regress.prints import likeness, sheets
 from l2caf_onnx.regress.probe import Probe
-from l2caf_onnx.regress.steps import Steps, steps_of
+from l2caf_onnx.regress.steps import Grain, Steps, grain_of, steps_of
 from l2caf_onnx.regress.twins import ranges_of
 from scripts.faults import int8
 from scripts.faults.fault import Fault
@@ -76,6 +77,28 @@ def test_one_layer_quantised_badly_is_named(name: str, family: str) -> None:
         first = bisected(name, fault.proto).first
         assert first is not None, fault.where
         assert first.candidate in fault.tensors
+
+
+@pytest.mark.parametrize(("options", "grain"), [
+    ({"per_channel": True}, Grain(most=127, each=True)),
+    ({"per_channel": True, "reduce_range": True}, Grain(most=64, each=True)),
+    ({"per_channel": False}, Grain(most=127, each=False)),
+])  # fmt: skip
+def test_how_fine_all_layers_are_is_a_choice_and_how_one_is_a_fault(
+    tmp_path: Path, options: dict[str, bool], grain: Grain
+) -> None:
+    own = net("toy-cnn")
+    onnx.save(int8.folded(own), tmp_path / "float.onnx")
+    quantize_static(
+        tmp_path / "float.onnx", tmp_path / "int8.onnx", int8.Reader(own.calibrating), weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8, **options,
+    )  # fmt: skip
+    made = onnx.load(tmp_path / "int8.onnx")
+    assert grain_of(caf.load(made)) == grain
+    assert bisected("toy-cnn", made).ok
+    if grain.each:  # one layer with one scale, in a model whose layers have one for each channel
+        worst = [f for f in int8.per_tensor(sound("toy-cnn"), int8.folded(own)) if f.place in ("first", "middle")]
+        assert [bisected("toy-cnn", f.proto).first is not None for f in worst] == [True, True]
 
 
 def test_the_steps_of_a_layer_between_quantisers() -> None:

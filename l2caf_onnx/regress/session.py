@@ -18,7 +18,7 @@ from .change import change_of
 from .given import Both
 from .local import at_once
 from .probe import Arrays, Probe, Real
-from .steps import Steps, steps_of
+from .steps import EIGHT_BITS, Steps, grain_of, steps_of
 from .twins import Ranges, noise, ranges_of, tolerances
 
 _SAMPLES = 2  # whose tensors are looked at to align
@@ -68,12 +68,13 @@ class Session:
         names = [a.reference for a in self.alignment]
         numbers = list(range(min(_NOISY, len(self.inputs))))
         steps = self.steps
-        key = ("noise", self.change, tuple(names), tuple(steps.items()), self.digest(numbers))
+        grain = grain_of(self.candidate.model) if self.change == "int8" else EIGHT_BITS
+        key = ("noise", self.change, tuple(names), tuple(steps.items()), grain, self.digest(numbers))
         kept: dict[str, float] = self.reference.model.cache.get(key, dict)
         if not kept:
             pieces = ((len(part), feeds) for part, feeds, _ in self.inputs.pieces(self.size, numbers))
             ranges = self._ranges(names) if self.change == "int8" else None
-            kept.update(noise(self.reference, names, pieces, self.change, steps, ranges))
+            kept.update(noise(self.reference, names, pieces, self.change, steps, ranges, grain))
         return dict(kept)
 
     def _ranges(self, names: Sequence[str]) -> Ranges:

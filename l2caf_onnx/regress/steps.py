@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from l2caf_onnx.graph.model import Model
+from l2caf_onnx.graph.quantised import scale_of
 from l2caf_onnx.graph.segments import reads_of
 from l2caf_onnx.graph.shapes import tensors
 from l2caf_onnx.records import Aligned
@@ -20,6 +22,7 @@ from .probe import Probe
 
 _BITS = ("int8", "uint8")
 _STORED = tuple(getattr(onnx.TensorProto, n) for n in ("INT8", "UINT8", "INT4", "UINT4"))
+_SEVEN_BITS, _MAJORITY = 64, 0.5
 _ROUND = ("QuantizeLinear", "DynamicQuantizeLinear")
 _CARRY = ("DequantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 
@@ -39,9 +42,51 @@ class Steps:
     output: bool = False
 
     @property
+    def alone(self) -> bool:
+        """Whether nothing but the weights is rounded, which is known to the last bit."""
+        return self.weights and not (self.inputs or self.output)
+
+    @property
     def none(self) -> bool:
         """Whether all is computed in floats."""
         return not (self.weights or self.inputs or self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """How fine most layers of a candidate hold their weights.
+
+    Attributes:
+        most: The largest integer: 127, or 64 where a bit was left free for processors that overflow.
+        each: Whether each channel has a scale of its own.
+    """
+
+    most: int = 127
+    each: bool = True
+
+
+EIGHT_BITS = Grain()
+
+
+def grain_of(model: Model) -> Grain:
+    """That of the layers' majority: what a single layer has otherwise is no choice, but a fault."""
+    most: list[float] = []
+    each: list[bool] = []
+    for name, tensor in model.initialisers.items():
+        if len(tensor.dims) < 2 or tensor.data_type not in _STORED:
+            continue
+        scale = scale_of(model, name)
+        if scale is None or scale.scale not in model.initialisers:
+            continue
+        stored = [tensor, *(model.initialisers[n] for n in (scale.zero_point,) if n in model.initialisers)]
+        folder = str(model.base_dir) if model.base_dir is not None else ""
+        values, *zero = (onnx.numpy_helper.to_array(t, folder).astype(np.int64) for t in stored)
+        middle = int(zero[0].flat[0]) if zero and zero[0].size else 0
+        most.append(float(np.abs(values - middle).max(initial=0)))
+        each.append(int(np.prod(model.initialisers[scale.scale].dims, initial=1)) > 1)
+    if not most:
+        return EIGHT_BITS
+    return Grain(_SEVEN_BITS if np.median(most) <= _SEVEN_BITS else 127, bool(np.mean(each) >= _MAJORITY))
 
 
 def steps_of(candidate: Probe, pairs: Sequence[Aligned]) -> dict[str, Steps]:

@@ -23,7 +23,7 @@ from l2caf_onnx.records import Change
 from .feeding import remade
 from .local import relative
 from .probe import Arrays, Probe, Real
-from .steps import Steps
+from .steps import EIGHT_BITS, Grain, Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,9 @@ MEASURES: dict[Change, Measure] = {
 classifier, as onnxruntime quantises them): sound ones reach 0.3 to 0.5 of the tolerance in the median tensor, and 0.6
 to 1.0 in the worst."""
 
+WEIGHTS_ALONE = 1.5
+"""The factor where nothing but weights is rounded: sound ones have 0.9 to 1.1 of that noise."""
+
 _JITTER = 1e-6
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div")
 _SHARES = ("Softmax", "Sigmoid", "HardSigmoid")  # kernels in integers give steps of 1/256, whatever the values
@@ -64,6 +67,7 @@ def noise(
     change: Change,
     steps: Mapping[str, Steps] | None = None,
     ranges: Ranges | None = None,
+    grain: Grain = EIGHT_BITS,
 ) -> dict[str, float]:
     """For each tensor the largest local error that the class's twin has there, over the samples of all pieces.
 
@@ -75,13 +79,16 @@ def noise(
         steps: Of int8, what the candidate rounds on the way to each tensor: what it does not is not rounded in the twin
             either, and where it rounds nothing, the twin of float32 tells.
         ranges: Of int8, the least and the largest value that tensors and inputs are made for; None: those of the piece.
+        grain: Of int8, how fine the candidate's layers hold their weights.
     """
     found = dict.fromkeys(names, 0.0)
     if change == "retrained":
         return dict.fromkeys(names, np.inf)
     for count, feeds in pieces:
         values = reference.values(feeds, names)
-        errors = _stepwise(reference, values, feeds, count, steps or {}, ranges or {}) if change == "int8" else None
+        errors = (
+            _stepwise(reference, values, feeds, count, steps or {}, ranges or {}, grain) if change == "int8" else None
+        )
         for name, own in (errors or _at_once(reference, values, feeds, count, change)).items():
             found[name] = max(found[name], own)
     return found
@@ -104,11 +111,12 @@ def _stepwise(
     count: int,
     steps: Mapping[str, Steps],
     ranges: Ranges,
+    grain: Grain,
 ) -> dict[str, float]:
     """Each rounding by itself, and the sum of squares of those that the candidate has there."""
     everything = Steps(weights=True, inputs=True, output=True)
     own = {name: steps.get(name, everything) for name in values}
-    weights = remade(reference, values, feeds, None, rounded(reference.model, "int8"))
+    weights = remade(reference, values, feeds, None, rounded(reference.model, "int8", grain))
     inputs = _remade(reference, values, feeds, "int8", reference.model, ranges)
     floats = _at_once(reference, values, feeds, count, "float32") if any(s.none for s in own.values()) else {}
     found = {}
@@ -146,16 +154,20 @@ def tolerances(
     if change == "retrained":
         return dict.fromkeys(noise, np.inf)
     floats = {name for name, own in (steps or {}).items() if own.none} if change == "int8" else set()
-    measures = {name: MEASURES["float32" if name in floats else change] for name in noise}
-    return {name: max(measures[name].factor * value, measures[name].floor) for name, value in noise.items()}
+    known = {name for name, own in (steps or {}).items() if own.alone} if change == "int8" else set()
+    found = {}
+    for name, value in noise.items():
+        measure = MEASURES["float32" if name in floats else change]
+        found[name] = max((WEIGHTS_ALONE if name in known else measure.factor) * value, measure.floor)
+    return found
 
 
-def rounded(model: Model, change: Change) -> Model:
-    """The model with its weights rounded as harmlessly as the class allows."""
+def rounded(model: Model, change: Change, grain: Grain = EIGHT_BITS) -> Model:
+    """The model with its weights rounded as harmlessly as the class allows; to int8 with that grain."""
     if change == "float16":
         return model.cache.get(("twin", change), lambda: _half(model))
     if change == "int8":
-        return model.cache.get(("twin", change), lambda: _eight_bits(model))
+        return model.cache.get(("twin", change, grain), lambda: _eight_bits(model, grain))
     return model
 
 
@@ -210,24 +222,25 @@ def _half(model: Model) -> Model:
     return with_weights(model, found, name=f"{model.name}, weights in float16")
 
 
-def _eight_bits(model: Model) -> Model:
+def _eight_bits(model: Model, grain: Grain) -> Model:
     found: dict[str, Real] = {}
     for node in model.proto.graph.node:
         if node.op_type in _ELEMENTWISE:
             whole = ((name, _stored(model, name)) for name in node.input)
-            found |= {n: _in_steps(v, tuple(range(v.ndim))) for n, v in whole if v is not None and v.size > 1}
+            found |= {n: _in_steps(v, tuple(range(v.ndim)), 127) for n, v in whole if v is not None and v.size > 1}
         axis = _channel_axis(node)
         if axis is None or len(node.input) < 2:
             continue
         values = _stored(model, node.input[1])
         if values is not None and values.ndim > 1:
-            found[node.input[1]] = _in_steps(values, tuple(a for a in range(values.ndim) if a != axis % values.ndim))
+            along = tuple(a for a in range(values.ndim) if a != axis % values.ndim or not grain.each)
+            found[node.input[1]] = _in_steps(values, along, grain.most)
     return with_weights(model, found, name=f"{model.name}, weights in 8 bits")
 
 
-def _in_steps(values: Real, axes: tuple[int, ...]) -> Real:
-    """Rounded to 8 bits, with one scale along those axes."""
-    step = np.abs(values).max(axis=axes, keepdims=True) / 127
+def _in_steps(values: Real, axes: tuple[int, ...], most: int) -> Real:
+    """Rounded to so many steps on each side of 0, with one scale along those axes."""
+    step = np.abs(values).max(axis=axes, keepdims=True) / most
     step = np.where(step > 0, step, 1)
     return (np.rint(values / step) * step).astype(np.float32)
 
