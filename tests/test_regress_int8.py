@@ -95,7 +95,9 @@ def test_how_fine_all_layers_are_is_a_choice_and_how_one_is_a_fault(
     )  # fmt: skip
     made = onnx.load(tmp_path / "int8.onnx")
     assert grain_of(caf.load(made)) == grain
-    assert bisected("toy-cnn", made).ok
+    found = bisected("toy-cnn", made)
+    assert found.ok
+    assert any("one scale for all channels" in note for note in found.notes) is not grain.each
     if grain.each:  # one layer with one scale, in a model whose layers have one for each channel
         worst = [f for f in int8.per_tensor(sound("toy-cnn"), int8.folded(own)) if f.place in ("first", "middle")]
         assert [bisected("toy-cnn", f.proto).first is not None for f in worst] == [True, True]

@@ -190,6 +190,11 @@ def notes_of(held: Session) -> tuple[str, ...]:
         notes.append(
             f"{len(held.unaligned)} tensors of the candidate have no counterpart; they are judged with the next."
         )
+    if not held.grain.each:
+        notes.append(
+            "The weights of most layers have one scale for all channels: what that costs counts as noise here, "
+            "though a scale for each channel costs less."
+        )
     if held.change == "retrained":
         notes.append(
             "The weights differ wholly: local errors say nothing of a fault, "

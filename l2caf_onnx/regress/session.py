@@ -18,7 +18,7 @@ from .change import change_of
 from .given import Both
 from .local import at_once
 from .probe import Arrays, Probe, Real
-from .steps import EIGHT_BITS, Steps, grain_of, steps_of
+from .steps import EIGHT_BITS, Grain, Steps, grain_of, steps_of
 from .twins import Ranges, noise, ranges_of, tolerances
 
 _SAMPLES = 2  # whose tensors are looked at to align
@@ -55,6 +55,11 @@ class Session:
         return tuple(n for n in self.candidate.names if n not in taken)
 
     @property
+    def grain(self) -> Grain:
+        """How fine most layers of an int8 candidate hold their weights."""
+        return grain_of(self.candidate.model) if self.change == "int8" else EIGHT_BITS
+
+    @property
     def steps(self) -> dict[str, Steps]:
         """What the candidate rounds on the way to each aligned tensor, where the class is int8."""
         return steps_of(self.candidate, self.alignment) if self.change == "int8" else {}
@@ -68,7 +73,7 @@ class Session:
         names = [a.reference for a in self.alignment]
         numbers = list(range(min(_NOISY, len(self.inputs))))
         steps = self.steps
-        grain = grain_of(self.candidate.model) if self.change == "int8" else EIGHT_BITS
+        grain = self.grain
         key = ("noise", self.change, tuple(names), tuple(steps.items()), grain, self.digest(numbers))
         kept: dict[str, float] = self.reference.model.cache.get(key, dict)
         if not kept:
