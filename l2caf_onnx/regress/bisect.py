@@ -25,6 +25,7 @@ from .identity import identity
 from .local import Errors, measured
 from .session import Session, session
 from .thresholds import bundled
+from .weights import by_weights
 
 Tell = Callable[[str, float], None]
 
@@ -138,11 +139,16 @@ def local_errors(
     errors = measured(held.reference, held.candidate, pairs, held.inputs.pieces(held.size, wanted), told=told)
     names = [a.reference for a in held.alignment]
     allowed = dict.fromkeys(names, thresholds) if thresholds is not None else held.tolerances()
+    sharp = by_weights(held, wanted) if held.change == "int8" and thresholds is None else {}
     found = []
     for pair, local, inherited in zip(pairs, errors.local, errors.inherited, strict=True):
         node = held.candidate.model.proto.graph.node[held.candidate.model.producers[pair.candidate]]
         worst = float(typical(local, held.change))
         limit = allowed[pair.reference]
+        if pair.reference in sharp:
+            alone, least = sharp[pair.reference]
+            if typical(alone, held.change) / least > worst / limit:
+                local, worst, limit = alone, float(typical(alone, held.change)), least
         if values is not None:
             values[pair.reference] = (local, inherited, limit)
         found.append(

@@ -60,10 +60,10 @@ def measured(
         ours = reference.values(feeds, [p.reference for p in pairs])
         theirs = candidate.values(candidate_feeds, [p.candidate for p in pairs])
         shapes = {p.candidate: theirs[p.candidate].shape for p in pairs}
-        inherited.append(_rows(reference, pairs, ours, theirs, count))
+        inherited.append(errors_of(reference, pairs, ours, theirs, count))
         del theirs
         fed = {p.candidate: as_candidate(p, ours[p.reference], shapes[p.candidate]) for p in pairs}
-        local.append(_rows(reference, pairs, ours, remade(candidate, fed, candidate_feeds), count))
+        local.append(errors_of(reference, pairs, ours, remade(candidate, fed, candidate_feeds), count))
         if told is not None:
             told(count)
     return Measured(np.concatenate(local, axis=1), np.concatenate(inherited, axis=1))
@@ -75,9 +75,10 @@ def at_once(values: Mapping[str, Real], samples: int) -> int:
     return int(min(max(2 * MOST // max(each, 1), 1), _LARGEST_BATCH))
 
 
-def _rows(
+def errors_of(
     reference: Probe, pairs: Sequence[Aligned], ours: Mapping[str, Real], theirs: Mapping[str, Real], count: int
 ) -> Errors:
+    """Relative errors of what the candidate made, a row for each pair, a column for each sample."""
     rows = []
     for pair in pairs:
         own = ours[pair.reference]

@@ -55,6 +55,11 @@ class Session:
         return tuple(n for n in self.candidate.names if n not in taken)
 
     @property
+    def noisy(self) -> list[int]:
+        """The samples that noise is measured on."""
+        return list(range(min(_NOISY, len(self.inputs))))
+
+    @property
     def grain(self) -> Grain:
         """How fine most layers of an int8 candidate hold their weights."""
         return grain_of(self.candidate.model) if self.change == "int8" else EIGHT_BITS
@@ -71,7 +76,7 @@ class Session:
     def noise(self) -> dict[str, float]:
         """Of the reference's aligned tensors, on the first few samples."""
         names = [a.reference for a in self.alignment]
-        numbers = list(range(min(_NOISY, len(self.inputs))))
+        numbers = self.noisy
         steps = self.steps
         grain = self.grain
         key = ("noise", self.change, tuple(names), tuple(steps.items()), grain, self.digest(numbers))

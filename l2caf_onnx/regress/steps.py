@@ -89,9 +89,11 @@ def grain_of(model: Model) -> Grain:
     return Grain(_SEVEN_BITS if np.median(most) <= _SEVEN_BITS else 127, bool(np.mean(each) >= _MAJORITY))
 
 
-def steps_of(candidate: Probe, pairs: Sequence[Aligned]) -> dict[str, Steps]:
-    """For the reference's tensor of each pair what is rounded where the candidate makes it of all the others."""
-    fed = frozenset(p.candidate for p in pairs)
+def steps_of(candidate: Probe, pairs: Sequence[Aligned], beside: Iterable[str] = ()) -> dict[str, Steps]:
+    """For the reference's tensor of each pair what is rounded where the candidate makes it of all the others, and of
+    the tensors `beside`.
+    """
+    fed = frozenset(p.candidate for p in pairs) | frozenset(beside)
     return {p.reference: _steps(candidate.model, p.candidate, fed) for p in pairs}
 
 

@@ -117,7 +117,8 @@ def _stepwise(
     everything = Steps(weights=True, inputs=True, output=True)
     own = {name: steps.get(name, everything) for name in values}
     weights = remade(reference, values, feeds, None, rounded(reference.model, "int8", grain))
-    inputs = _remade(reference, values, feeds, "int8", reference.model, ranges)
+    narrowed = any(s.inputs for s in own.values())
+    inputs = _remade(reference, values, feeds, "int8", reference.model, ranges) if narrowed else values
     floats = _at_once(reference, values, feeds, count, "float32") if any(s.none for s in own.values()) else {}
     found = {}
     for name, value in values.items():
