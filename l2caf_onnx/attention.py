@@ -26,7 +26,6 @@ from .graph.model import Model, load
 from .records import Attention
 
 
-# The options are written once, below: the ignored "misc" is mypy wishing them in all three places.
 @overload
 def attend(
     model: Model | str | Path | bytes | onnx.ModelProto, feeds: Mapping[str, Any], *, at: str, **options: Any
@@ -35,7 +34,7 @@ def attend(
 def attend(
     model: Model | str | Path | bytes | onnx.ModelProto, feeds: Mapping[str, Any], *, at: Sequence[str], **options: Any
 ) -> tuple[Attention, ...]: ...
-def attend(  # type: ignore[misc]
+def attend(  # type: ignore[misc]  # mypy wishes the options in all three places; they are written once
     model: Model | str | Path | bytes | onnx.ModelProto,
     feeds: Mapping[str, Any],
     *,

@@ -8,17 +8,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 import l2caf_onnx as caf
+from l2caf_onnx.regress.bisect import local_errors
+from l2caf_onnx.regress.given import both
 from l2caf_onnx.regress.prints import likeness, sheets
 from l2caf_onnx.regress.probe import Probe
+from l2caf_onnx.regress.session import Session, session
 from l2caf_onnx.regress.steps import Grain, Steps, grain_of, steps_of
-from l2caf_onnx.regress.twins import ranges_of
+from l2caf_onnx.regress.twins import MEASURES, WEIGHTS_ALONE, ranges_of
+from l2caf_onnx.regress.weights import by_weights
 from scripts.faults import int8
 from scripts.faults.fault import Fault
 from scripts.faults.subjects import Subject, subject
-from tests.conftest import text
+from tests.conftest import normal, text, weighted
 
 FORMS = {
     "QDQ": (CalibrationMethod.MinMax, QuantFormat.QDQ),
@@ -40,6 +45,15 @@ def sound(name: str, form: str = "QDQ") -> onnx.ModelProto:
 
 def bisected(name: str, proto: onnx.ModelProto) -> caf.Bisection:
     return caf.bisect(caf.load(net(name).proto), caf.load(proto), net(name).feeds)
+
+
+def side_by_side(name: str, proto: onnx.ModelProto) -> Session:
+    data = both(
+        caf.load(net(name).proto), caf.load(proto), net(name).feeds, preprocess=None, candidate_inputs=None,
+        candidate_preprocess=None,
+    )  # fmt: skip
+    reference, candidate = data.reference.model, data.candidate.model
+    return session(reference, candidate, data, given=None, change=None, providers=None)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -101,6 +115,60 @@ def test_how_fine_all_layers_are_is_a_choice_and_how_one_is_a_fault(
     if grain.each:  # one layer with one scale, in a model whose layers have one for each channel
         worst = [f for f in int8.per_tensor(sound("toy-cnn"), int8.folded(own)) if f.place in ("first", "middle")]
         assert [bisected("toy-cnn", f.proto).first is not None for f in worst] == [True, True]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_weights_alone_lose_is_foretold(name: str) -> None:
+    found = by_weights(side_by_side(name, sound(name)), list(range(8)))
+    assert found  # the first layer at least, which reads the narrowed picture
+    for errors, allowed in found.values():
+        assert errors.shape == (8,)
+        if allowed > MEASURES["int8"].floor:
+            assert np.median(errors) * WEIGHTS_ALONE / allowed == pytest.approx(1, abs=0.2)
+
+
+def test_weights_that_are_coarse_are_seen_behind_inputs_that_lose_more() -> None:
+    """The first layer's weights lose two bits, which is less than what the picture loses before it."""
+    made = onnx.ModelProto()
+    made.CopyFrom(sound("toy-cnn"))
+    layer = next(n for n in made.graph.node if n.op_type == "Conv")
+    widening = next(n for n in made.graph.node if n.output[0] == layer.input[1])
+    stored = next(t for t in made.graph.initializer if t.name == widening.input[0])
+    coarse = np.rint(numpy_helper.to_array(stored) / 4) * 4
+    stored.CopyFrom(numpy_helper.from_array(coarse.clip(-127, 127).astype(np.int8), stored.name))
+    held = side_by_side("toy-cnn", made)
+    (name,) = (a.reference for a in held.alignment if a.candidate == layer.output[0])
+    together = local_errors(held, thresholds=1.0)
+    (local,) = (n.local for n in together if n.tensor == name)
+    errors, allowed = by_weights(held, list(range(8)))[name]
+    assert local < held.tolerances()[name]
+    assert np.median(errors) > 1.5 * allowed
+    assert [n.tensor for n in local_errors(held) if not n.ok] == [name]
+
+
+def test_an_activation_that_a_narrow_range_replaces_is_not_missed() -> None:
+    """The convolution has the name of the Relu that was left out: what is narrowed is its counterpart."""
+    reference = weighted(
+        """g (float[N,3,8,8] x) => (float[N,2,4,4] y) <float[4,3,3,3] w, float[2,4,3,3] v>
+        { c = Conv (x, w)  r = Relu (c)  y = Conv (r, v) }"""
+    )
+    candidate = onnx.ModelProto()
+    candidate.CopyFrom(reference.proto)
+    nodes = {n.output[0]: n for n in candidate.graph.node}
+    nodes["c"].output[0] = "r"
+    nodes["y"].input[0] = "d"
+    candidate.graph.node.remove(nodes["r"])
+    x = normal(4, 3, 8, 8)
+    (r,) = Probe(reference).values({"x": x}, ["r"]).values()
+    scale, zero = np.float32(r.max() / 255), np.uint8(0)
+    candidate.graph.initializer.extend(
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in (("s", scale), ("z", zero))]
+    )
+    candidate.graph.node.insert(1, helper.make_node("QuantizeLinear", ["r", "s", "z"], ["q"], "q"))
+    candidate.graph.node.insert(2, helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "d"))
+    found = caf.bisect(reference, caf.load(candidate), {"x": x})
+    assert {a.reference: a.candidate for a in found.alignment} == {"c": "r", "r": "d", "y": "y"}
+    assert found.ok
 
 
 def test_the_steps_of_a_layer_between_quantisers() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from tests.conftest import normal, text, weighted
 NET = """g (float[N,6] x) => (float[N,3] y) <float[6,4] w, float[4,3] v, int64[2] flat = {-1,4}>
 { a = MatMul (x, w)  r = Relu (a)  n = Shape (r)  f = Reshape (r, flat)  b = MatMul (f, v)  y = Softmax (b) }"""
 X = {"x": normal(5, 6)}
+SMALL_CRNN = Path(__file__).resolve().parents[1] / "models" / "small-crnn-ts17.onnx"
 
 
 def stored(model: caf.Model, name: str) -> np.ndarray:
@@ -109,3 +112,11 @@ def test_tolerances_are_above_noise_and_floor() -> None:
     measure = MEASURES["int8"]
     found = tolerances({"a": 1.0, "b": 0.0}, "int8")
     assert found == {"a": measure.factor, "b": measure.floor}
+
+
+def test_samples_are_found_where_the_layout_has_them() -> None:
+    probe = Probe(caf.load(SMALL_CRNN))  # the tensor behind its transpose is TNC
+    values = normal(6, 6, 4)
+    np.testing.assert_array_equal(probe.by_sample("/Transpose_output_0", values, 6), values.transpose(1, 0, 2))
+    assert probe.by_sample("/Transpose_output_0", values, 5).shape == (1, 6, 6, 4)
+    assert probe.by_sample("nowhere known", values, 6).shape == (6, 6, 4)

@@ -20,6 +20,6 @@ def main() -> NoReturn:
     except L2cafError as error:
         for line in ("Error: " + error.what, error.where, error.how):
             if line:
-                print(line, file=sys.stderr)  # noqa: T201  # typer would wrap it at 80 columns
+                sys.stderr.write(f"{line}\n")  # typer would wrap it at 80 columns
         sys.exit(2)
     sys.exit(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, SupportsIndex, cast, get_args
 
 from l2caf_onnx import methods, objectives, solvers
 from l2caf_onnx.errors import InputError, SolverError
@@ -242,4 +242,4 @@ def _classes(target: Target | None) -> int | tuple[int, ...] | str | None:
 def _index(value: object) -> int:
     import operator
 
-    return operator.index(value)  # type: ignore[arg-type]  # it raises the TypeError that is wanted
+    return operator.index(cast(SupportsIndex, value))  # it raises the TypeError that is wanted

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
 from torch import Tensor
+from torch.nn import functional
 
 from l2caf_onnx.errors import InputError
 
@@ -256,4 +256,4 @@ def _convolved(w: Tensor, sigma: float, fading: bool) -> Tensor:
 
 def _stretched(count: int, size: int) -> Tensor:
     """(size, count): linear interpolation of `count` nodes to `size` cells, half-pixel centres."""
-    return F.interpolate(torch.eye(count, dtype=torch.float64)[None], size=size, mode="linear")[0].T
+    return functional.interpolate(torch.eye(count, dtype=torch.float64)[None], size=size, mode="linear")[0].T

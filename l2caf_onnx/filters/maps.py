@@ -6,9 +6,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from l2caf_onnx.errors import InputError
 
@@ -64,7 +64,9 @@ def _resized(maps: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.flo
 def _weights(old: int, new: int) -> Tensor:
     """(new, old): what each new place takes of each old one."""
     eye = torch.eye(old)[:, None]
-    return F.interpolate(eye, size=new, mode="linear", align_corners=False, antialias=False)[:, 0].T.contiguous()
+    return functional.interpolate(eye, size=new, mode="linear", align_corners=False, antialias=False)[
+        :, 0
+    ].T.contiguous()
 
 
 def traced(filters: NDArray[np.float32], size: tuple[int, ...], *, absolute: bool) -> NDArray[np.float32]:

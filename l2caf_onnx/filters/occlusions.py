@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
 from torch import Tensor
+from torch.nn import functional
 
 NODES = 7
 _FEWEST = 3
@@ -71,5 +71,7 @@ def _dealt(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 def crops(size: int, few: int) -> Tensor:
     """(shifts, few, size): for each shift, how `few` coarse cells along an axis make `size` cells of a mask."""
     cell = math.ceil(size / few)
-    enlarged = F.interpolate(torch.eye(few)[None], size=(few + 1) * cell, mode="linear", align_corners=False)[0]
+    enlarged = functional.interpolate(torch.eye(few)[None], size=(few + 1) * cell, mode="linear", align_corners=False)[
+        0
+    ]
     return torch.stack([enlarged[:, shift : shift + size] for shift in range(cell)])

@@ -152,7 +152,7 @@ def to_ir(model: Model) -> ir.Model:
     """
     try:
         whole = ir.from_proto(model.proto)
-    except (ir.serde.SerdeError, NotImplementedError) as e:
+    except (ir.serde.SerdeError, NotImplementedError) as e:  # the latter where it has no form for a type, as sequences'
         raise _unreadable(model, e) from e
     if model.base_dir is not None:
         ir.external_data.set_base_dir(whole.graph, model.base_dir)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -50,13 +50,13 @@ class Cache:
         if isinstance(key, str):
             if key not in self._facts:
                 self._facts[key] = make()
-            return self._facts[key]  # type: ignore[return-value]  # made by `make`
+            return cast(T, self._facts[key])
         found = self._products[key] if key in self._products else make()  # `make` may itself ask for other products
         self._products[key] = found
         self._products.move_to_end(key)
         while len(self._products) > self._size():
             self._products.popitem(last=False)
-        return found  # type: ignore[return-value]  # as above
+        return cast(T, found)
 
 
 class Model:

@@ -146,7 +146,7 @@ def _evaluated(node: onnx.NodeProto, values: Values, model: Model) -> Values:
             warnings.simplefilter("ignore")
             program = onnx.helper.make_model(graph, opset_imports=list(model.proto.opset_import))
             results = ReferenceEvaluator(program).run(None, values)
-    except Exception:  # noqa: BLE001  # the reference raises anything
+    except Exception:  # noqa: BLE001  # onnx's evaluator raises what its Python kernels do: no value is known
         return {}
     return {name: np.asarray(value) for name, value in zip(outputs, results, strict=True)}
 
@@ -175,7 +175,7 @@ def _without_lies(skeleton: onnx.ModelProto) -> None:
         value.ClearField("type")
     try:
         inferred = onnx.shape_inference.infer_shapes(undeclared, data_prop=True).graph
-    except Exception:  # noqa: BLE001  # as in `_infer`; what is declared remains
+    except Exception:  # noqa: BLE001  # onnx raises bare errors of many kinds, as in `_infer`; what is declared remains
         return
     found = {
         v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output) if v.type.HasField("tensor_type")

@@ -273,7 +273,9 @@ def inside(held: Session, own: Thresholds, tell: Tell) -> list[Score]:
         if line is not None and np.isfinite(limit):
             measure = MEASURES[held.change]
             source = f"The noise at this tensor of {measure.twin}, with what thresholds.toml allows beyond."
-            lines = {"tensor.local": Threshold(value=limit, above=True, share=line.share, source=source)}
+            lines = {
+                "tensor.local": Threshold(value=max(limit, line.least), above=True, share=line.share, source=source)
+            }
         for metric, errors in (("local", local), ("inherited", inherited)):
             whole = np.full(len(held.inputs), np.nan)
             whole[numbers] = errors

@@ -147,5 +147,5 @@ class Pairs:
 
     def _bonus(self, name: str, other: str) -> float:
         same = self.reference.model.op_of(name) == self.candidate.model.op_of(other)
-        apart = abs(self.reference.depth[name] - self.candidate.depth[other])
-        return _NAME * (name == other) + _OPERATOR * same - _DEPTH * apart
+        away = abs(self.reference.depth[name] - self.candidate.depth[other])
+        return _NAME * (name == other) + _OPERATOR * same - _DEPTH * away

@@ -70,6 +70,10 @@ EIGHT_BITS = Grain()
 
 def grain_of(model: Model) -> Grain:
     """That of the layers' majority: what a single layer has otherwise is no choice, but a fault."""
+    return model.cache.get("grain", lambda: _grain(model))
+
+
+def _grain(model: Model) -> Grain:
     most: list[float] = []
     each: list[bool] = []
     for name, tensor in model.initialisers.items():
@@ -80,7 +84,7 @@ def grain_of(model: Model) -> Grain:
             continue
         stored = [tensor, *(model.initialisers[n] for n in (scale.zero_point,) if n in model.initialisers)]
         folder = str(model.base_dir) if model.base_dir is not None else ""
-        values, *zero = (onnx.numpy_helper.to_array(t, folder).astype(np.int64) for t in stored)
+        values, *zero = (onnx.numpy_helper.to_array(t, folder).astype(np.int16) for t in stored)
         middle = int(zero[0].flat[0]) if zero and zero[0].size else 0
         most.append(float(np.abs(values - middle).max(initial=0)))
         each.append(int(np.prod(model.initialisers[scale.scale].dims, initial=1)) > 1)

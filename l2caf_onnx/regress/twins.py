@@ -42,13 +42,13 @@ MEASURES: dict[Change, Measure] = {
     "int8": Measure(
         2.5,
         2e-3,
-        "the reference with weights rounded to 8 bits a channel, activations to 8 bits a tensor, where the "
-        "candidate rounds them",
+        "the reference with weights rounded as most layers of the candidate are, activations to 8 bits a tensor, "
+        "where the candidate rounds them",
     ),
 }
 """Chosen by hand; of int8 on models that the fault bench does not use (small-vit, small-swin, small-crnn, rapidocr's
-classifier, as onnxruntime quantises them): sound ones reach 0.3 to 0.5 of the tolerance in the median tensor, and 0.6
-to 1.0 in the worst."""
+classifier, as onnxruntime quantises them): sound ones reach 0.3 to 0.4 of the tolerance in the median tensor, and 0.5
+to 0.9 in the worst; but for one convolution of small-crnn, paired with what comes before its norm, at 1.004."""
 
 WEIGHTS_ALONE = 1.5
 """The factor where nothing but weights is rounded: sound ones have 0.9 to 1.1 of that noise."""
@@ -86,15 +86,16 @@ def noise(
         return dict.fromkeys(names, np.inf)
     for count, feeds in pieces:
         values = reference.values(feeds, names)
-        errors = (
-            _stepwise(reference, values, feeds, count, steps or {}, ranges or {}, grain) if change == "int8" else None
-        )
-        for name, own in (errors or _at_once(reference, values, feeds, count, change)).items():
+        if change == "int8":
+            errors = _stepwise(reference, values, feeds, count, steps or {}, ranges or {}, grain)
+        else:
+            errors = _all_rounded(reference, values, feeds, count, change)
+        for name, own in errors.items():
             found[name] = max(found[name], own)
     return found
 
 
-def _at_once(
+def _all_rounded(
     reference: Probe, values: Mapping[str, Real], feeds: Arrays, count: int, change: Change
 ) -> dict[str, float]:
     """All that the class rounds, rounded."""
@@ -119,7 +120,7 @@ def _stepwise(
     weights = remade(reference, values, feeds, None, rounded(reference.model, "int8", grain))
     narrowed = any(s.inputs for s in own.values())
     inputs = _remade(reference, values, feeds, "int8", reference.model, ranges) if narrowed else values
-    floats = _at_once(reference, values, feeds, count, "float32") if any(s.none for s in own.values()) else {}
+    floats = _all_rounded(reference, values, feeds, count, "float32") if any(s.none for s in own.values()) else {}
     found = {}
     for name, value in values.items():
         if own[name].none:
