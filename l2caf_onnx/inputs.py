@@ -272,7 +272,11 @@ def _pictures(folder: Path) -> Iterator[Path]:
 def _pictures_in(folder: Path) -> list[Path]:
     if files := sorted(_pictures(folder)):
         return files
-    raise InputError("The folder holds no picture.", where=f"Folder {str(folder)!r}.", how=" ".join(IMAGE_SUFFIXES))
+    raise InputError(
+        "The folder holds no picture.",
+        where=f"Folder {str(folder)!r}.",
+        how=f"Put pictures there: {' '.join(IMAGE_SUFFIXES)}.",
+    )
 
 
 def _keys(path: Path) -> list[str]:

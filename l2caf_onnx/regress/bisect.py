@@ -198,8 +198,8 @@ def notes_of(held: Session) -> tuple[str, ...]:
         )
     if not held.grain.each:
         notes.append(
-            "The weights of most layers have one scale for all channels: what that costs counts as noise here, "
-            "though a scale for each channel costs less."
+            "The weights of most layers have one scale for all channels: they may lose twice what they would with a "
+            "scale for each, and are at fault beyond."
         )
     if held.change == "retrained":
         notes.append(

@@ -53,6 +53,10 @@ to 0.9 in the worst; but for one convolution of small-crnn, paired with what com
 WEIGHTS_ALONE = 1.5
 """The factor where nothing but weights is rounded: sound ones have 0.9 to 1.1 of that noise."""
 
+ONE_SCALE = 2.0
+"""What one scale for all channels may cost, times what a scale for each costs, where most layers have one. So a model
+that bears it is let pass (a small residual network: 1.4 to 2.1 times), and one that does not is not."""
+
 _JITTER = 1e-6
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div")
 _SHARES = ("Softmax", "Sigmoid", "HardSigmoid")  # kernels in integers give steps of 1/256, whatever the values
@@ -127,10 +131,11 @@ def _stepwise(
             found[name] = floats[name]
             continue
         parts = [
-            (own[name].weights, weights[name]), (own[name].inputs, inputs[name]),
-            (own[name].output, _rounded(value, "int8", 0, ranges.get(name))),
+            (own[name].weights * (1.0 if grain.each else ONE_SCALE), weights[name]),
+            (float(own[name].inputs), inputs[name]),
+            (float(own[name].output), _rounded(value, "int8", 0, ranges.get(name))),
         ]  # fmt: skip
-        there = [_worst(reference, name, value, made, count) for rounds, made in parts if rounds]
+        there = [times * _worst(reference, name, value, made, count) for times, made in parts]
         found[name] = float(np.linalg.norm(there))
     return found
 
@@ -235,7 +240,7 @@ def _eight_bits(model: Model, grain: Grain) -> Model:
             continue
         values = _stored(model, node.input[1])
         if values is not None and values.ndim > 1:
-            along = tuple(a for a in range(values.ndim) if a != axis % values.ndim or not grain.each)
+            along = tuple(a for a in range(values.ndim) if a != axis % values.ndim)
             found[node.input[1]] = _in_steps(values, along, grain.most)
     return with_weights(model, found, name=f"{model.name}, weights in 8 bits")
 
