@@ -153,7 +153,7 @@ def _of_int8(model: Model, pieces: Iterable[Arrays]) -> tuple[Variant, ...]:
         ranges = {n: (min(e[low] for e in own), max(e[high] for e in own)) for n, own in ends.items() if own}
         made = quantised(weights, ranges)
         if made is not None:
-            found.append(Variant(name=name, model=made, level="basic"))
+            found.append(Variant(name=name, model=made, level="disable"))  # others give the weights one scale
     return tuple(found) or (Variant(name="weights of eight bits", model=weights),)
 
 
