@@ -14,6 +14,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 import l2caf_onnx as caf
 from l2caf_onnx.regress.bisect import local_errors
 from l2caf_onnx.regress.given import both
+from l2caf_onnx.regress.local import typical
 from l2caf_onnx.regress.prints import likeness, sheets
 from l2caf_onnx.regress.probe import Probe
 from l2caf_onnx.regress.session import Session, session
@@ -119,22 +120,25 @@ def test_how_fine_all_layers_are_is_a_choice_and_how_one_is_a_fault(
 
 @pytest.mark.parametrize("name", NETS)
 def test_what_weights_alone_lose_is_foretold(name: str) -> None:
-    found = by_weights(side_by_side(name, sound(name)), list(range(8)))
-    assert found  # the first layer at least, which reads the narrowed picture
+    """Of every layer: what it reads is narrowed, and fed as it was before."""
+    held = side_by_side(name, sound(name))
+    found = by_weights(held, list(range(8)))
+    assert set(found) == {n for n, s in held.steps.items() if s.weights and not s.output}
+    assert len(found) > 10
     for errors, allowed in found.values():
         assert errors.shape == (8,)
         if allowed > MEASURES["int8"].floor:
-            assert np.median(errors) * WEIGHTS_ALONE / allowed == pytest.approx(1, abs=0.2)
+            assert typical(errors, "int8") * WEIGHTS_ALONE / allowed == pytest.approx(1, abs=0.02)
 
 
 def test_weights_that_are_coarse_are_seen_behind_inputs_that_lose_more() -> None:
-    """The first layer's weights lose two bits, which is less than what the picture loses before it."""
+    """The first layer's weights lose a bit, which loses less than what the picture loses before it."""
     made = onnx.ModelProto()
     made.CopyFrom(sound("toy-cnn"))
     layer = next(n for n in made.graph.node if n.op_type == "Conv")
     widening = next(n for n in made.graph.node if n.output[0] == layer.input[1])
     stored = next(t for t in made.graph.initializer if t.name == widening.input[0])
-    coarse = np.rint(numpy_helper.to_array(stored) / 4) * 4
+    coarse = np.rint(numpy_helper.to_array(stored) / 2) * 2
     stored.CopyFrom(numpy_helper.from_array(coarse.clip(-127, 127).astype(np.int8), stored.name))
     held = side_by_side("toy-cnn", made)
     (name,) = (a.reference for a in held.alignment if a.candidate == layer.output[0])
@@ -142,7 +146,7 @@ def test_weights_that_are_coarse_are_seen_behind_inputs_that_lose_more() -> None
     (local,) = (n.local for n in together if n.tensor == name)
     errors, allowed = by_weights(held, list(range(8)))[name]
     assert local < held.tolerances()[name]
-    assert np.median(errors) > 1.5 * allowed
+    assert np.median(errors) > 1.4 * allowed
     assert [n.tensor for n in local_errors(held) if not n.ok] == [name]
 
 
@@ -202,7 +206,7 @@ def test_ranges_hold_zero_and_those_of_shares_are_known() -> None:
     model = text("g (float[N,4] x) => (float[N,4] y) { a = Abs (x)  b = Add (a, a)  y = Softmax (b) }")
     x = np.array([[1.0, -2.0, 3.0, 0.5]], np.float32)
     found = ranges_of(Probe(model), ("a", "y"), [{"x": x}, {"x": 2 * x}])
-    assert found == {"a": (0.0, 6.0), "y": (0.0, 1.0), "x": (-4.0, 6.0)}
+    assert found == {"a": (0.0, 6.0), "y": (0.0, 1.0), "x": (-4.0, pytest.approx(6.1))}  # beside the grid of a picture
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,8 @@ from l2caf_onnx.records import Bisection, Change, NodeError
 
 from .given import both
 from .identity import identity
-from .local import Errors, measured
+from .local import measured, typical
 from .session import Session, session
-from .thresholds import bundled
 from .weights import by_weights
 
 Tell = Callable[[str, float], None]
@@ -147,7 +146,8 @@ def local_errors(
         limit = allowed[pair.reference]
         if pair.reference in sharp:
             alone, least = sharp[pair.reference]
-            if typical(alone, held.change) / least > worst / limit:
+            exactly = held.steps[pair.reference].alone
+            if exactly or typical(alone, held.change) / least > worst / limit:
                 local, worst, limit = alone, float(typical(alone, held.change)), least
         if values is not None:
             values[pair.reference] = (local, inherited, limit)
@@ -165,19 +165,6 @@ def local_errors(
             )
         )
     return tuple(found)
-
-
-def typical(errors: Errors, change: Change) -> float:
-    """Of the samples' errors the one that is judged: the worst, or the worst but for the share that the class allows.
-
-    A good int8 model clips what lies beyond the range that it was calibrated for, so that single inputs tell nothing of
-    it; a scale that is wrong tells on most.
-    """
-    if not errors.size:
-        return 0.0
-    line = bundled(change).get("tensor.local")
-    beyond = int(errors.size * line.share) if line is not None else 0
-    return float(np.sort(errors)[::-1][beyond])
 
 
 def notes_of(held: Session) -> tuple[str, ...]:

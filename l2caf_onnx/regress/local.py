@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2caf_onnx.records import Aligned
+from l2caf_onnx.records import Aligned, Change
 
 from .feeding import MOST, as_candidate, as_reference, remade
 from .probe import Arrays, Probe, Real
+from .thresholds import bundled
 
 _LARGEST_BATCH = 16
 _LEAST = 1e-3  # of the samples' size, which a sample is held against at least
@@ -108,3 +109,16 @@ def relative(reference: Real, other: Real, count: int) -> Errors:
         found = np.where(off == 0, 0.0, off / size)
     found = np.where(broken | ~np.isfinite(found), np.inf, found)
     return np.broadcast_to(found, (count,)).copy()
+
+
+def typical(errors: Errors, change: Change) -> float:
+    """Of the samples' errors the one that is judged: the worst, or the worst but for the share that the class allows.
+
+    A good int8 model clips what lies beyond the range that it was calibrated for, so that single inputs tell nothing of
+    it; a scale that is wrong tells on most.
+    """
+    if not errors.size:
+        return 0.0
+    line = bundled(change).get("tensor.local")
+    beyond = int(errors.size * line.share) if line is not None else 0
+    return float(np.sort(errors)[::-1][beyond])

@@ -85,8 +85,18 @@ class Judge:
         row = self._compared(row, candidate, fault.feeds)
         if fault.place == "input":
             return row
+        return self._bisected(row, candidate, fault.tensors, self._shown(fault, outputs))
+
+    def _shown(self, fault: Fault, outputs: Outputs) -> NDArray[np.intp]:
+        """The inputs that bisect sees: those whose outputs differ most, as one bisects what a comparison has shown.
+
+        Of int8 some of all: those that differ most are clipped by ranges that were calibrated without them, which is no
+        fault, and would be named.
+        """
+        if fault.base == "int8":
+            return np.unique(np.linspace(0, self.count - 1, min(self.bisected, self.count)).round().astype(np.intp))
         worst = np.argsort(-distances(outputs, self.reference), kind="stable")[: self.bisected]
-        return self._bisected(row, candidate, fault.tensors, np.sort(worst))
+        return np.sort(worst)
 
     def _as_taken(self, candidate: caf.Model) -> dict[str, NDArray[Any]]:
         """The feeds under the candidate's names and in its layout."""
@@ -112,7 +122,7 @@ class Judge:
         return replace(row, change=found.change, failures=kept, judged=judged, seconds=seconds)
 
     def _bisected(self, row: Row, candidate: caf.Model, planted: tuple[str, ...], numbers: NDArray[np.intp]) -> Row:
-        """On the inputs whose outputs differ most, as one bisects what a comparison has shown."""
+        """With the node that bisect names on those inputs."""
         start = time.perf_counter()
         try:
             found = caf.bisect(self.model, candidate, {n: v[numbers] for n, v in self.subject.feeds.items()})
