@@ -54,6 +54,7 @@ def baseline(
     layout: options.Layout = None,
     preprocess: options.PreprocessOption = None,
     batch_size: options.BatchSize = None,
+    device: options.Device = "cpu",
     providers: options.Providers = None,
     seed: options.Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is in DIR.")] = False,
@@ -83,6 +84,7 @@ def baseline(
         basis=basis,
         layout=layout,
         batch_size=batch_size,
+        device=device,
         providers=providers.split(",") if providers else None,
     )
     with telling("baseline") as tell:

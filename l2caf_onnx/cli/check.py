@@ -53,6 +53,7 @@ def check(
             show_default=False,
         ),
     ] = None,
+    device: options.Device = "cpu",
     providers: options.Providers = None,
     html: options.Html = None,
     junit: options.JUnit = None,
@@ -73,6 +74,7 @@ def check(
         align=_aligned(align, model),
         thresholds=options.thresholds_of(thresholds, threshold, atol, rtol),
         preprocess=preprocess,
+        device=device,
         providers=providers.split(",") if providers else None,
     )
     with telling("check") as tell:

@@ -47,6 +47,7 @@ def compare(
     candidate_preprocess: options.CandidatePreprocess = None,
     input_shapes: options.InputShapes = None,
     batch_size: options.BatchSize = None,
+    device: options.Device = "cpu",
     providers: options.Providers = None,
     seed: options.Seed = 0,
     html: options.Html = None,
@@ -86,6 +87,7 @@ def compare(
         preprocess=ours,
         candidate_preprocess=theirs,
         batch_size=batch_size,
+        device=device,
         providers=providers.split(",") if providers else None,
     )
     with telling("compare") as tell:

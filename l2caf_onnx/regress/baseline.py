@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from l2caf_onnx import runtime
+from l2caf_onnx.attention import placed
 from l2caf_onnx.errors import InputError
 from l2caf_onnx.evaluation.data import Data, Given
 from l2caf_onnx.graph.breakpoints import breakpoints
@@ -60,6 +61,7 @@ def baseline(
     basis: str | int | None = None,
     layout: str | None = None,
     batch_size: int | None = None,
+    device: str = "cpu",
     providers: Sequence[str] | None = None,
     seed: int = 0,
     force: bool = False,
@@ -93,7 +95,8 @@ def baseline(
         basis: As there.
         layout: As there.
         batch_size: Inputs at once.
-        providers: onnxruntime's execution providers.
+        device: "cpu" or "cuda", for the torch tails.
+        providers: onnxruntime's execution providers; None: the CPU (CUDA's too where `device` is "cuda").
         seed: Of every random choice.
         force: Whether a baseline that is there is replaced.
         tell: Called with what is being done and the part of all that is done.
@@ -105,6 +108,7 @@ def baseline(
         InputError: inputs, settings or a folder that cannot be used; another baseline is there.
         TensorNotFoundError, CutError, UnsupportedModelError, SolverError: as `attend`.
     """
+    where, providers = placed(device, providers)
     loaded, place = load(model), Path(folder)
     own = given(thresholds)
     data = samples(loaded, inputs, preprocess)
@@ -128,7 +132,7 @@ def baseline(
         "inputs": [e["sha256"] for e in described(data, place)],
     }
     store.begin(place, settings, force=force)
-    observer = Observer(loaded, looked, providers=providers)
+    observer = Observer(loaded, looked, providers=providers, device=where)
     keeping = _Keeping(place, observer, data, targets, batch_size, settings["inputs"])
     most = 0.6 if calibrate else 1.0
     say = tell or (lambda what, part: None)
@@ -140,7 +144,8 @@ def baseline(
             observer, data, seen, half, batch_size, lambda part: say("noise", most + (1 - most) * part)
         )
         notes += told
-    write(place, loaded, data, seen, looked, parts, settings=settings, thresholds=lines, own=own, half=half)
+    kept = {**settings, "device": where.type}  # not asked for when going on: it is where one runs, not what is asked
+    write(place, loaded, data, seen, looked, parts, settings=kept, thresholds=lines, own=own, half=half)
     return record(place, loaded, data, seen, names, lines, own, resumed, notes)
 
 
@@ -235,14 +240,14 @@ def calibrated(
     model, watch = observer.model, observer.watch
     own = noise_of(
         model, "float32", watch, data, seen, batch=batch_size or AT_ONCE, providers=observer.providers,
-        told=lambda part: told(part * (0.5 if half else 1)),
+        device=observer.device, told=lambda part: told(part * (0.5 if half else 1)),
     )  # fmt: skip
     noise, notes = own
     found: dict[str, Thresholds] = {"identical": measured("identical", noise)}
     if half:
         narrow, also = noise_of(
             model, "float16", watch, data, seen, batch=batch_size or AT_ONCE, providers=observer.providers,
-            told=lambda part: told(0.5 + part / 2),
+            device=observer.device, told=lambda part: told(0.5 + part / 2),
         )  # fmt: skip
         notes += also
         noise = merged(noise, narrow)
@@ -276,6 +281,7 @@ def write(
         "target": settings["target"],
         "preprocess": settings["preprocess"],
         "batch_size": settings["batch_size"],
+        "device": settings["device"],
         "providers": settings["providers"],
         "signature": signature(data),
         "versions": versions(),

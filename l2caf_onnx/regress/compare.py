@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
+from l2caf_onnx.attention import placed
 from l2caf_onnx.errors import CutError, ParityError, UnsupportedModelError
 from l2caf_onnx.evaluation.data import Data, Given
 from l2caf_onnx.graph.model import Model, load
@@ -59,6 +61,7 @@ def compare(
     basis: str | int | None = None,
     layout: str | None = None,
     batch_size: int | None = None,
+    device: str = "cpu",
     providers: Sequence[str] | None = None,
     seed: int = 0,
     tell: Tell | None = None,
@@ -92,7 +95,8 @@ def compare(
         basis: As there.
         layout: As there.
         batch_size: Inputs at once.
-        providers: onnxruntime's execution providers.
+        device: "cpu" or "cuda", for the torch tails.
+        providers: onnxruntime's execution providers; None: the CPU (CUDA's too where `device` is "cuda").
         seed: Of every random choice.
         tell: Called with what is being done and the part of all that is done.
 
@@ -102,6 +106,7 @@ def compare(
     Raises:
         InputError, UnsupportedModelError, TensorNotFoundError: inputs, models or names that cannot be used.
     """
+    where, providers = placed(device, providers)
     one, other = load(reference), load(candidate)
     own = given(thresholds)
     data = both(
@@ -114,7 +119,7 @@ def compare(
     question = question_of(to, objective, constraint, radius, basis, layout, seed)
     outputs = outputs_of(numeric_outputs(one), other, held.alignment)
     notes = list(notes_of(held))
-    places = _places(held, at, outputs, question, notes)
+    places = _places(held, at, outputs, question, where, providers, notes)
     names = {"output": [o.name for o, _ in outputs], "attention": list(places),
              "tensor": [a.reference for a in held.alignment]}  # fmt: skip
     refuse_unknown(own, names)
@@ -125,14 +130,16 @@ def compare(
         question=question,
     )
     say("reference", 0.05)
-    ours = _of_reference(held, watch, targets_of(target, len(data)), batch_size, providers)
+    ours = _of_reference(held, watch, targets_of(target, len(data)), batch_size, where, providers)
     say("candidate", 0.25)
     theirs = _of_candidate(
-        held, watch, places, [o for _, o in outputs], ours, at is not None, batch_size, providers, notes
+        held, watch, places, [o for _, o in outputs], ours, at is not None, batch_size, where, providers, notes
     )
     lines: Thresholds = unmeasured(held.change)
     if calibrate and bundled(held.change):
-        noise, told = _noise(held, watch, ours, batch_size, providers, lambda part: say("noise", 0.4 + 0.3 * part))
+        noise, told = _noise(
+            held, watch, ours, batch_size, where, providers, lambda part: say("noise", 0.4 + 0.3 * part)
+        )
         lines = drawn_above(held.change, noise)
         notes += told
     scores = scores_of(ours, theirs, (own, lines))
@@ -159,6 +166,8 @@ def _places(
     at: str | Sequence[str] | None,
     outputs: Sequence[tuple[Seen, Seen]],
     question: Question,
+    device: torch.device,
+    providers: Sequence[str] | None,
     notes: list[str],
 ) -> dict[str, str]:
     """{breakpoint: what the candidate calls it}."""
@@ -167,7 +176,7 @@ def _places(
         names = [at] if isinstance(at, str) else list(at)
         return {n: counterpart(n, held.alignment, one, other) for n in names}
     among = {a.reference for a in held.alignment}
-    name = usual_breakpoint(held.inputs.reference, among, [o for o, _ in outputs], question)
+    name = usual_breakpoint(held.inputs.reference, among, [o for o, _ in outputs], question, providers, device)
     if name is None:
         notes.append("No breakpoint of both models has an answer: attention is not compared.")
         return {}
@@ -180,11 +189,20 @@ def _of_reference(
     watch: Watch,
     targets: list[int] | str | None,
     batch_size: int | None,
+    device: torch.device,
     providers: Sequence[str] | None,
 ) -> Observation:
     """Kept by the model: candidates are often many, and the reference and its inputs the same."""
-    key = ("observed", repr(watch), repr(targets), batch_size, held.digest(range(len(held.inputs))))
-    observer = Observer(held.reference.model, watch, providers=providers)
+    key = (
+        "observed",
+        repr(watch),
+        repr(targets),
+        batch_size,
+        device,
+        _named(providers),
+        held.digest(range(len(held.inputs))),
+    )
+    observer = Observer(held.reference.model, watch, providers=providers, device=device)
     return held.reference.model.cache.get(
         key, lambda: observed(observer, held.inputs.reference, targets, batch_size=batch_size)
     )
@@ -198,6 +216,7 @@ def _of_candidate(
     ours: Observation,
     asked: bool,
     batch_size: int | None,
+    device: torch.device,
     providers: Sequence[str] | None,
     notes: list[str],
 ) -> Observation:
@@ -205,8 +224,9 @@ def _of_candidate(
     model, data = held.candidate.model, held.inputs.candidate
     targets = None if ours.targets is None else ours.targets.tolist()
     whole = replace(watch, at=places, outputs=tuple(outputs))
+    observer = Observer(model, whole, providers=providers, device=device)
     try:
-        return observed(Observer(model, whole, providers=providers), data, targets, batch_size=batch_size, like=ours)
+        return observed(observer, data, targets, batch_size=batch_size, like=ours)
     except (UnsupportedModelError, ParityError, CutError) as e:
         if asked or not places:
             raise
@@ -220,18 +240,31 @@ def _noise(
     watch: Watch,
     ours: Observation,
     batch_size: int | None,
+    device: torch.device,
     providers: Sequence[str] | None,
     told: Callable[[float], None],
 ) -> tuple[dict[str, Noise], list[str]]:
     """That of the class on these inputs, kept by the reference."""
-    key = ("noise of class", held.change, repr(watch), batch_size, held.digest(range(len(held.inputs))))
+    key = (
+        "noise of class",
+        held.change,
+        repr(watch),
+        batch_size,
+        device,
+        _named(providers),
+        held.digest(range(len(held.inputs))),
+    )
     return held.reference.model.cache.get(
         key,
         lambda: noise_of(
             held.reference.model, held.change, watch, held.inputs.reference, ours, batch=batch_size or AT_ONCE,
-            providers=providers, told=told,
+            providers=providers, device=device, told=told,
         ),
     )  # fmt: skip
+
+
+def _named(providers: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(providers or ())
 
 
 def scores_of(ours: Observation, theirs: Observation, thresholds: Sequence[Thresholds]) -> list[Score]:
