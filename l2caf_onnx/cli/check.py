@@ -53,6 +53,7 @@ def check(
             show_default=False,
         ),
     ] = None,
+    labels: options.Labels = None,
     device: options.Device = "cpu",
     providers: options.Providers = None,
     html: options.Html = None,
@@ -68,12 +69,15 @@ def check(
     """
     from l2caf_onnx import check as run
 
+    from .asked import class_names
+
     form = format_of(form, json, html, junit)
     asked = options.given(
         inputs=inputs,
         align=_aligned(align, model),
         thresholds=options.thresholds_of(thresholds, threshold, atol, rtol),
         preprocess=preprocess,
+        labels=class_names(labels) if labels is not None else None,
         device=device,
         providers=providers.split(",") if providers else None,
     )

@@ -21,6 +21,7 @@ from l2caf_onnx.records import Comparison, Threshold
 from . import store
 from .baseline import calibrated, places_of, write
 from .breaking import affine_at
+from .classes import Names, classes_of, refuse_few
 from .compare import pairs_of, scores_of
 from .identity import identity
 from .observation import Observation
@@ -45,6 +46,7 @@ def check(
     update: bool = False,
     preprocess: Source | None = None,
     align: Mapping[str, str] | None = None,
+    labels: Names | None = None,
     device: str = "cpu",
     providers: Sequence[str] | None = None,
     tell: Tell | None = None,
@@ -67,6 +69,7 @@ def check(
         update: Whether the new state becomes the baseline, after the comparison; at once or not at all.
         preprocess: How pictures become numbers for this model; None: as in the baseline.
         align: {baseline's tensor: the model's} where names differ and are known better.
+        labels: Class index -> name, for the reports.
         device: "cpu" or "cuda", for the torch tails; whatever the baseline was made on.
         providers: onnxruntime's execution providers; None: CUDA's where `device` is "cuda", the CPU's where the
             baseline alone was made on a GPU, else the baseline's.
@@ -82,6 +85,7 @@ def check(
     where, providers = placed(device, providers)
     place, own, say = Path(folder), given(thresholds), tell or (lambda what, part: None)
     manifest, stored, weights = store.read_baseline(place)
+    refuse_few(labels, stored)
     breaks = [b["name"] for b in manifest["at"]]
     ends = [o["name"] for o in manifest["outputs"]]
     refuse_unknown(own, {"output": ends, "attention": breaks, "tensor": manifest["tensors"]})
@@ -106,6 +110,7 @@ def check(
     lines = original.lines(change, watch, stored, data, notes, used, where)
     scores = scores_of(stored, seen, (first, lines))
     more, aligned = original.inside(change, data, first, align, used)
+    classes = classes_of(stored, seen, labels, notes)
     found = Comparison(
         kind="check",
         reference={k: manifest["model"][k] for k in ("name", "sha256")},
@@ -123,6 +128,7 @@ def check(
             "device": where.type, "providers": list(used), "versions": manifest["versions"],
             "calibrated": sorted(manifest["thresholds"]),
         },
+        classes=classes,
     )  # fmt: skip
     if update:
         _accept(place, manifest, data, seen, watch, preprocess, used, where)

@@ -22,6 +22,7 @@ from l2caf_onnx.records import Change, Comparison, Pair, Score, Threshold
 from .bisect import local_errors, notes_of
 from .breaking import affine_at, counterpart, usual_breakpoint
 from .calibrate import noise_of, spread
+from .classes import Names, classes_of, refuse_few
 from .given import both
 from .identity import identity
 from .measure import measured
@@ -61,6 +62,7 @@ def compare(
     basis: str | int | None = None,
     layout: str | None = None,
     batch_size: int | None = None,
+    labels: Names | None = None,
     device: str = "cpu",
     providers: Sequence[str] | None = None,
     seed: int = 0,
@@ -95,6 +97,7 @@ def compare(
         basis: As there.
         layout: As there.
         batch_size: Inputs at once.
+        labels: Class index -> name, for the reports.
         device: "cpu" or "cuda", for the torch tails.
         providers: onnxruntime's execution providers; None: the CPU (CUDA's too where `device` is "cuda").
         seed: Of every random choice.
@@ -113,6 +116,7 @@ def compare(
         one, other, inputs, preprocess=preprocess, candidate_inputs=candidate_inputs,
         candidate_preprocess=candidate_preprocess,
     )  # fmt: skip
+    refuse_few(labels, one)
     say = tell or (lambda what, part: None)
     say("alignment", 0.0)
     held = session(one, other, data, given=align, change=change, providers=providers)
@@ -131,6 +135,7 @@ def compare(
     )
     say("reference", 0.05)
     ours = _of_reference(held, watch, targets_of(target, len(data)), batch_size, where, providers)
+    refuse_few(labels, ours)
     say("candidate", 0.25)
     theirs = _of_candidate(
         held, watch, places, [o for _, o in outputs], ours, at is not None, batch_size, where, providers, notes
@@ -144,6 +149,7 @@ def compare(
         notes += told
     scores = scores_of(ours, theirs, (own, lines))
     scores += inside(held, own, lambda what, part: say(what, 0.7 + 0.3 * part))
+    classes = classes_of(ours, theirs, labels, notes)
     return Comparison(
         kind="compare",
         reference=identity(one),
@@ -158,6 +164,7 @@ def compare(
         notes=tuple(dict.fromkeys((*notes, *theirs.notes))),
         settings={**asdict(question), "at": list(places), "target": target, "calibrated": calibrate,
                   "inside": len(spread(len(data), INSIDE))},
+        classes=classes,
     )  # fmt: skip
 
 
