@@ -158,6 +158,32 @@ class TestCommands:
         assert told == answers(turned, "turned.onnx")
         assert classes["asked"] == classes["reference"]
 
+    def test_a_baseline_keeps_the_names(self, command: Command, turned: Path) -> None:
+        made = command("baseline", "ref.onnx", "x.npy", "--at", "act", "-o", "base", "--labels", "names.txt")
+        assert made.code == 0
+        told = answers(turned, "ref.onnx")
+        assert f"Attention is about {told[0]} (" in made.out
+        assert told[0] in command("check", "base", "good.onnx").out
+        (turned / "others.txt").write_text("w\nx\ny\nz", encoding="utf-8")
+        updated = command("check", "base", "good.onnx", "--update", "--labels", "others.txt")
+        assert updated.code == 0
+        other = f"{told[0].split()[0]} {'wxyz'[int(told[0].split()[0])]}"
+        assert other in updated.out
+        found = command("check", "base", "good.onnx")
+        assert other in found.out
+        assert told[0] not in found.out
+
+    def test_a_baseline_of_a_chosen_class(self, command: Command, turned: Path) -> None:
+        words = ("baseline", "ref.onnx", "x.npy", "--at", "act", "--target", "3", "-o", "base")
+        found = command(*words, "--labels", "names.txt", "--json")
+        assert json.loads(found.out)["asked"] == [3, 3, 3, 3]
+        assert json.loads(found.out)["names"]["3"] == "jay"
+        assert "Attention is about class 3 (4)." in command(*words, "--force").out
+        assert command("check", "base", "--html", "r.html", "--labels", "names.txt").code == 0
+        page = (turned / "r.html").read_text(encoding="utf-8")
+        assert "about 3 jay" in page
+        assert "<dt>target</dt><dd><code>3 jay</code></dd>" in page
+
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
@@ -172,17 +198,23 @@ class TestCommands:
         before = (turned / "base" / "manifest.json").read_bytes()
         if content is not None:
             (turned / name).write_text(content, encoding="utf-8")
-        for words in (("compare", "ref.onnx", "good.onnx", "x.npy"), ("check", "base", "bad.onnx", "--update")):
-            found = command(*words, "--labels", name, "--html", "r.html", "--junit", "r.xml")
+        reports = ("--html", "r.html", "--junit", "r.xml")
+        for words in (
+            ("baseline", "ref.onnx", "x.npy", "--at", "act", "-o", "b"),
+            ("compare", "ref.onnx", "good.onnx", "x.npy", *reports),
+            ("check", "base", "bad.onnx", "--update", *reports),
+        ):
+            found = command(*words, "--labels", name)
             assert found.code == 2
             assert message in found.err
             assert found.out == ""
             assert found.err.count("Error") == 1
+            assert not (turned / "b").exists()
             assert not (turned / "r.html").exists()
             assert not (turned / "r.xml").exists()
         assert (turned / "base" / "manifest.json").read_bytes() == before
 
-    @pytest.mark.parametrize("words", ["compare", "check"])
+    @pytest.mark.parametrize("words", ["baseline", "check", "compare"])
     def test_help(self, command: Command, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "200")
         assert "Class names: a line each, or JSON." in command(words, "--help").out

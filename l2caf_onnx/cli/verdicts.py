@@ -159,7 +159,9 @@ def _print_classes(found: Comparison) -> None:
         return
     typer.echo(f"{differing(found)}:")
     both = [(k, classes.reference[k], classes.candidate[k]) for k in classes.differing[:_SHOWN]]
-    rows = [(found.inputs[k], class_name(classes, one), class_name(classes, other)) for k, one, other in both]
+    rows = [
+        (found.inputs[k], class_name(classes.names, one), class_name(classes.names, other)) for k, one, other in both
+    ]
     print_table(("input", "reference", "candidate"), rows)
     if len(classes.differing) > len(rows):
         typer.echo(f"{len(classes.differing) - len(rows)} more inputs; --html or --json have them all.")

@@ -273,6 +273,8 @@ class Baseline:
         calibrated: Whether thresholds were set above the noise of harmless variations.
         thresholds: By "subject.metric" or "subject.metric@tensor".
         notes: Sentences that a reader should know.
+        asked: The class that attention was asked about, for each input; empty where about none.
+        names: Of those classes that have a name.
     """
 
     folder: str
@@ -284,6 +286,8 @@ class Baseline:
     calibrated: bool
     thresholds: Mapping[str, Threshold]
     notes: tuple[str, ...] = ()
+    asked: tuple[int, ...] = ()
+    names: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

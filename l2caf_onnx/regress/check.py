@@ -69,7 +69,7 @@ def check(
         update: Whether the new state becomes the baseline, after the comparison; at once or not at all.
         preprocess: How pictures become numbers for this model; None: as in the baseline.
         align: {baseline's tensor: the model's} where names differ and are known better.
-        labels: Class index -> name, for the reports.
+        labels: Class index -> name, for the reports; None: the baseline's.
         device: "cpu" or "cuda", for the torch tails; whatever the baseline was made on.
         providers: onnxruntime's execution providers; None: CUDA's where `device` is "cuda", the CPU's where the
             baseline alone was made on a GPU, else the baseline's.
@@ -86,6 +86,7 @@ def check(
     place, own, say = Path(folder), given(thresholds), tell or (lambda what, part: None)
     manifest, stored, weights = store.read_baseline(place)
     refuse_few(labels, stored)
+    called = _labels(manifest) if labels is None else labels
     breaks = [b["name"] for b in manifest["at"]]
     ends = [o["name"] for o in manifest["outputs"]]
     refuse_unknown(own, {"output": ends, "attention": breaks, "tensor": manifest["tensors"]})
@@ -110,7 +111,7 @@ def check(
     lines = original.lines(change, watch, stored, data, notes, used, where)
     scores = scores_of(stored, seen, (first, lines))
     more, aligned = original.inside(change, data, first, align, used)
-    classes = classes_of(stored, seen, labels, notes)
+    classes = classes_of(stored, seen, called, notes)
     found = Comparison(
         kind="check",
         reference={k: manifest["model"][k] for k in ("name", "sha256")},
@@ -131,7 +132,7 @@ def check(
         classes=classes,
     )  # fmt: skip
     if update:
-        _accept(place, manifest, data, seen, watch, preprocess, used, where)
+        _accept(place, manifest, data, seen, watch, preprocess, used, where, called)
     say("done", 1.0)
     return found
 
@@ -150,6 +151,11 @@ def _providers(manifest: Mapping[str, Any], asked: Sequence[str] | None) -> list
         return list(asked)
     elsewhere = manifest.get("device", "cpu") != "cpu"  # one made before there was a choice was made on the CPU
     return list(runtime.check_providers(None)) if elsewhere else list(manifest["providers"])
+
+
+def _labels(manifest: Mapping[str, Any]) -> Names | None:
+    kept = manifest.get("labels")  # one made before there were any has none
+    return None if kept is None else {int(k): str(name) for k, name in kept.items()}
 
 
 def _question(manifest: Mapping[str, Any]) -> Question:
@@ -177,6 +183,7 @@ def _accept(
     preprocess: Source | None,
     providers: Sequence[str],
     device: torch.device,
+    labels: Names | None,
 ) -> None:
     """Make what was seen the baseline, under the model's own names; calibrated anew where it was."""
     named = {**places_of(watch), **{o.name: o.own for o in watch.outputs}}
@@ -206,7 +213,7 @@ def _accept(
     for start in range(0, len(data), AT_ONCE):
         numbers = range(start, min(start + AT_ONCE, len(data)))
         parts.append(store.write_part(folder, start, state.part(numbers), [digests[k] for k in numbers]))
-    settings = {**manifest, "device": device.type, "providers": list(providers)}
+    settings = {**manifest, "device": device.type, "providers": list(providers), "labels": labels}
     if preprocess is not None:
         settings["preprocess"] = stated(preprocess)
     given_before = {k: Threshold(**t) for k, t in manifest["stated"].items()}

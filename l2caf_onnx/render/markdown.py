@@ -49,7 +49,10 @@ def _of_classes(found: Comparison) -> list[str]:
     if not classes.differing:
         return ["", _text(told)] if (told := likeliest(found)) else []
     rows = [
-        (code(found.inputs[k]), *(_text(class_name(classes, c[k])) for c in (classes.reference, classes.candidate)))
+        (
+            code(found.inputs[k]),
+            *(_text(class_name(classes.names, c[k])) for c in (classes.reference, classes.candidate)),
+        )
         for k in classes.differing[:MOST]
     ]
     return ["", f"{differing(found)}:", "", *_table(("input", "reference", "candidate"), rows, len(classes.differing))]

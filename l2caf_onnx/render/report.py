@@ -108,14 +108,16 @@ def _answers(found: Comparison) -> list[tuple[str, str, str]]:
     """(input, likeliest class in the reference, in the candidate) where both differ."""
     classes = found.classes
     both = [(k, classes.reference[k], classes.candidate[k]) for k in classes.differing[:ROWS]]
-    return [(found.inputs[k], class_name(classes, one), class_name(classes, other)) for k, one, other in both]
+    return [
+        (found.inputs[k], class_name(classes.names, one), class_name(classes.names, other)) for k, one, other in both
+    ]
 
 
 def _with_name(found: Comparison) -> dict[str, Any]:
     """The settings, with the class that was chosen by its name."""
     target = found.settings.get("target")
     if isinstance(target, int) and found.classes.names:
-        return {**found.settings, "target": class_name(found.classes, target)}
+        return {**found.settings, "target": class_name(found.classes.names, target)}
     return {**found.settings}
 
 

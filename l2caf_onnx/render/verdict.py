@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from l2caf_onnx.records import Bisection, Classes, Comparison, NodeError, Score, Threshold
+from l2caf_onnx.records import Bisection, Comparison, NodeError, Score, Threshold
 
 LONGEST = 160  # characters of a name in a report
 _LABEL = 60  # and of a class
@@ -124,9 +124,9 @@ def called(score: Score) -> str:
     return f"{score.subject}.{clean(score.metric, 40)}"
 
 
-def class_name(classes: Classes, index: int) -> str:
+def class_name(names: Mapping[int, str], index: int) -> str:
     """A class with its name, if it has one."""
-    name = clean(classes.names.get(index, ""), _LABEL)
+    name = clean(names.get(index, ""), _LABEL)
     return f"{index} {name}" if name else f"class {index}"
 
 
@@ -135,13 +135,13 @@ def answered(found: Comparison, k: int) -> str:
     if not found.classes.reference:
         return ""
     one, other = found.classes.reference[k], found.classes.candidate[k]
-    told = class_name(found.classes, one)
-    return told if one == other else f"{told}, in the candidate {class_name(found.classes, other)}"
+    told = class_name(found.classes.names, one)
+    return told if one == other else f"{told}, in the candidate {class_name(found.classes.names, other)}"
 
 
 def about(found: Comparison, k: int) -> str:
     """The class that attention was asked about on input `k`; "" where about none."""
-    return f"about {class_name(found.classes, found.classes.asked[k])}" if found.classes.asked else ""
+    return f"about {class_name(found.classes.names, found.classes.asked[k])}" if found.classes.asked else ""
 
 
 def likeliest(found: Comparison) -> str:
@@ -152,15 +152,19 @@ def likeliest(found: Comparison) -> str:
         return f"{differing(found)}: {_listed(told)}."
     if not classes.reference or not classes.names:
         return ""
-    told = [f"{class_name(classes, k)} ({count})" for k, count in Counter(classes.reference).most_common()]
     where = f"all {total} inputs" if total > 1 else "the only input"
-    return f"The likeliest class is the same on {where}: {_listed(told)}."
+    return f"The likeliest class is the same on {where}: {counted(classes.reference, classes.names)}."
 
 
 def differing(found: Comparison) -> str:
     """How often the likeliest class is another, without a stop."""
     total = len(found.inputs)
     return f"The likeliest class differs on {len(found.classes.differing)} of {total} input{'s' if total != 1 else ''}"
+
+
+def counted(classes: Iterable[int], names: Mapping[int, str]) -> str:
+    """The classes of some inputs, each with how many it is of, the most frequent first."""
+    return _listed([f"{class_name(names, k)} ({count})" for k, count in Counter(classes).most_common()])
 
 
 def _listed(told: list[str]) -> str:
