@@ -175,9 +175,7 @@ def attend_many(
         )
         for q in queries
     ]  # fmt: skip
-    where = _device(device)
-    if providers is None and where.type == "cuda":
-        providers = ["CUDAExecutionProvider"]
+    where, providers = placed(device, providers)
     fed = {name: np.shape(array) for name, array in feeds.items()}
     stops = [
         stop_at(loaded, q.at, q.to, q.layout, logits=p.logits, fed=fed) for q, p in zip(queries, plans, strict=True)
@@ -220,6 +218,16 @@ def _targets(asked: Plan, start: int, count: int) -> tuple[int, ...] | str | Non
     if isinstance(asked.target, tuple) and len(asked.target) > 1:
         return asked.target[start : start + count]
     return asked.target
+
+
+def placed(device: str, providers: Sequence[str] | None) -> tuple[torch.device, Sequence[str] | None]:
+    """Where the tail runs, and onnxruntime's providers: CUDA's too where none are given and the tail is on a GPU.
+
+    Raises:
+        InputError: a device that there is not, or not here.
+    """
+    where = _device(device)
+    return where, ["CUDAExecutionProvider"] if providers is None and where.type == "cuda" else providers
 
 
 def _device(name: str) -> torch.device:

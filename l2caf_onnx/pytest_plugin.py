@@ -148,7 +148,7 @@ def message(found: Comparison | Bisection, page: Path, pictures: Sequence[Path])
     from l2caf_onnx.render.verdict import headline, node_said, ranked, said
 
     if isinstance(found, Comparison):
-        failures = [said(s, found.inputs) for s in ranked(found.failures)]
+        failures = [said(s, found) for s in ranked(found.failures)]
     else:
         failures = [node_said(n) for n in found.ranked if not n.ok]
     lines = [headline(found), f"Change: {found.change}. {found.why}", ""]

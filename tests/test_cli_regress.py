@@ -201,7 +201,7 @@ class TestOptions:
     ) -> None:
         (call,) = [handmade(comparison(ok=True))]
         command("compare", "ref.onnx", "good.onnx", "x.npy")
-        assert set(call[0]) == {"arguments", "calibrate", "seed"}
+        assert set(call[0]) == {"arguments", "calibrate", "device", "seed"}
         assert call[0]["arguments"][2] == ["x.npy"]
 
     def test_all_options_of_compare(self, command: Command, files: Path, handmade: Callable[..., Any]) -> None:
@@ -238,6 +238,7 @@ class TestOptions:
             "candidate_preprocess": "raw",
             "batch_size": 3,
             "providers": ["A", "B"],
+            "device": "cpu",
             "seed": 7,
         }
 
@@ -285,11 +286,12 @@ class TestOptions:
             "align": {"b": "a=1"},
             "inputs": ["x.npy"],
             "preprocess": "raw",
+            "device": "cpu",
             "thresholds": {"output.max_rel": 1.0},
         }
         found = command("check", "base", "--update")
         assert found.code == 0
-        assert calls[1] == {"arguments": (Path("base"), None), "update": True}
+        assert calls[1] == {"arguments": (Path("base"), None), "update": True, "device": "cpu"}
         assert "now holds this state" in found.err
 
     @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ def baseline(
     layout: options.Layout = None,
     preprocess: options.PreprocessOption = None,
     batch_size: options.BatchSize = None,
+    labels: options.Labels = None,
+    device: options.Device = "cpu",
     providers: options.Providers = None,
     seed: options.Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is in DIR.")] = False,
@@ -68,7 +70,7 @@ def baseline(
     from l2caf_onnx import baseline as run
     from l2caf_onnx.graph.model import load
 
-    from .asked import breakpoints_named, preprocess_stated
+    from .asked import breakpoints_named, class_names, preprocess_stated
 
     loaded = load(model)
     asked = options.given(
@@ -83,6 +85,8 @@ def baseline(
         basis=basis,
         layout=layout,
         batch_size=batch_size,
+        labels=class_names(labels) if labels is not None else None,
+        device=device,
         providers=providers.split(",") if providers else None,
     )
     with telling("baseline") as tell:
@@ -99,7 +103,7 @@ def baseline(
 
 
 def _print(found: Baseline) -> None:
-    from l2caf_onnx.render.verdict import number
+    from l2caf_onnx.render.verdict import counted, number
 
     rows = [
         (name, f"{'<=' if t.above else '>='} {number(t.value)}", f"{t.share:.0%}", t.source)
@@ -109,6 +113,8 @@ def _print(found: Baseline) -> None:
         print_table(("threshold", "allowed", "inputs that may be beyond", "where it comes from"), rows)
     else:
         typer.echo("No thresholds are stored: `check` has those of the class of change that it sees (--calibrate).")
+    if found.asked:
+        typer.echo(f"Attention is about {counted(found.asked, found.names)}.")
     resumed = f", {found.resumed} of them stored before" if found.resumed else ""
     typer.echo(
         f"{len(found.inputs)} inputs{resumed} at {len(found.at)} breakpoint{'s' if len(found.at) != 1 else ''} are in "

@@ -34,6 +34,7 @@ def bisect(
     preprocess: options.PreprocessOption = None,
     candidate_preprocess: options.CandidatePreprocess = None,
     input_shapes: options.InputShapes = None,
+    device: options.Device = "cpu",
     providers: options.Providers = None,
     seed: options.Seed = 0,
     html: options.Html = None,
@@ -63,6 +64,7 @@ def bisect(
         change=options.change_of(change),
         preprocess=ours,
         candidate_preprocess=theirs,
+        device=device,
         providers=providers.split(",") if providers else None,
     )
     with telling("bisect") as tell:

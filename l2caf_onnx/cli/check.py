@@ -53,6 +53,8 @@ def check(
             show_default=False,
         ),
     ] = None,
+    labels: options.Labels = None,
+    device: options.Device = "cpu",
     providers: options.Providers = None,
     html: options.Html = None,
     junit: options.JUnit = None,
@@ -67,12 +69,16 @@ def check(
     """
     from l2caf_onnx import check as run
 
+    from .asked import class_names
+
     form = format_of(form, json, html, junit)
     asked = options.given(
         inputs=inputs,
         align=_aligned(align, model),
         thresholds=options.thresholds_of(thresholds, threshold, atol, rtol),
         preprocess=preprocess,
+        labels=class_names(labels) if labels is not None else None,
+        device=device,
         providers=providers.split(",") if providers else None,
     )
     with telling("check") as tell:

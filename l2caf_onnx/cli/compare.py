@@ -47,6 +47,8 @@ def compare(
     candidate_preprocess: options.CandidatePreprocess = None,
     input_shapes: options.InputShapes = None,
     batch_size: options.BatchSize = None,
+    labels: options.Labels = None,
+    device: options.Device = "cpu",
     providers: options.Providers = None,
     seed: options.Seed = 0,
     html: options.Html = None,
@@ -65,7 +67,7 @@ def compare(
     from l2caf_onnx import compare as run
     from l2caf_onnx.graph.model import load
 
-    from .asked import breakpoints_named
+    from .asked import breakpoints_named, class_names
 
     form = format_of(form, json, html, junit)
     one, other = load(reference), load(candidate)
@@ -86,6 +88,8 @@ def compare(
         preprocess=ours,
         candidate_preprocess=theirs,
         batch_size=batch_size,
+        labels=class_names(labels) if labels is not None else None,
+        device=device,
         providers=providers.split(",") if providers else None,
     )
     with telling("compare") as tell:

@@ -129,6 +129,10 @@ BatchSize = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Inputs at once. Default: as suits the memory.", show_default=False),
 ]
+Labels = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Class names: a line each, or JSON.", show_default=False)
+]
+Device = Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the tail runs.")]
 Providers = Annotated[
     str | None, typer.Option(metavar="A,B", help="onnxruntime's execution providers.", show_default=False)
 ]

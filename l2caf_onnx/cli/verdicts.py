@@ -111,6 +111,7 @@ def _print(found: Comparison | Bisection) -> None:
     typer.echo(f"Change: {found.change}. {found.why}")
     if isinstance(found, Comparison):
         _print_scores(found)
+        _print_classes(found)
     else:
         _print_nodes(found)
     _print_alignment(found)
@@ -143,6 +144,27 @@ def _print_scores(found: Comparison) -> None:
     sources = {called(s): s.threshold.source for s in reversed(shown) if s.threshold is not None}
     for name, source in reversed(sources.items()):
         typer.echo(f"{name}: {source}")
+
+
+def _print_classes(found: Comparison) -> None:
+    """The inputs whose likeliest class is another now; where there is none, and they have names, what it is."""
+    from l2caf_onnx.render.verdict import class_name, differing, likeliest
+
+    told, classes = likeliest(found), found.classes
+    if not told:
+        return
+    typer.echo("")
+    if not classes.differing:
+        typer.echo(told)
+        return
+    typer.echo(f"{differing(found)}:")
+    both = [(k, classes.reference[k], classes.candidate[k]) for k in classes.differing[:_SHOWN]]
+    rows = [
+        (found.inputs[k], class_name(classes.names, one), class_name(classes.names, other)) for k, one, other in both
+    ]
+    print_table(("input", "reference", "candidate"), rows)
+    if len(classes.differing) > len(rows):
+        typer.echo(f"{len(classes.differing) - len(rows)} more inputs; --html or --json have them all.")
 
 
 def _print_nodes(found: Bisection) -> None:

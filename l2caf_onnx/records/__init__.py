@@ -1,7 +1,19 @@
 """Frozen results: what the tool found, how, and the proof; and their files. Nothing here computes."""
 
 from .files import SCHEMA_VERSION, load_manifest, plain, save_arrays, save_manifest, write_atomic
-from .regression import Aligned, Baseline, Bisection, Change, Comparison, NodeError, Pair, Score, Subject, Threshold
+from .regression import (
+    Aligned,
+    Baseline,
+    Bisection,
+    Change,
+    Classes,
+    Comparison,
+    NodeError,
+    Pair,
+    Score,
+    Subject,
+    Threshold,
+)
 from .results import Attention, Breakpoint, Certificate, Parity, Shape, TensorInfo
 
 __all__ = [
@@ -13,6 +25,7 @@ __all__ = [
     "Breakpoint",
     "Certificate",
     "Change",
+    "Classes",
     "Comparison",
     "NodeError",
     "Pair",

@@ -110,6 +110,29 @@ class Pair:
     depth: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classes:
+    """The classes of N inputs, by index.
+
+    Attributes:
+        reference: The likeliest in the reference; empty where the models do not return one vector of scores.
+        candidate: The likeliest in the candidate; empty likewise.
+        asked: What attention was asked about; empty where about no class.
+        names: Of those of all these that have a name.
+    """
+
+    reference: tuple[int, ...] = ()
+    candidate: tuple[int, ...] = ()
+    asked: tuple[int, ...] = ()
+    names: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def differing(self) -> tuple[int, ...]:
+        """The inputs whose likeliest class is another in the candidate."""
+        both = zip(self.reference, self.candidate, strict=True)
+        return tuple(k for k, (one, other) in enumerate(both) if one != other)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Comparison:
     """What `caf.compare` and `caf.check` found.
@@ -127,6 +150,7 @@ class Comparison:
         images: What the model saw, (H, W, 3) uint8, for each input; None where it is no picture.
         notes: Sentences that a reader should know.
         settings: Of both runs: at, target, preprocessing, seed, versions, provider.
+        classes: The likeliest class of each input in both, and the one that attention was asked about.
     """
 
     kind: Literal["compare", "check"]
@@ -141,6 +165,7 @@ class Comparison:
     images: tuple[NDArray[np.uint8] | None, ...]
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    classes: Classes = Classes()
 
     @property
     def ok(self) -> bool:
@@ -248,6 +273,8 @@ class Baseline:
         calibrated: Whether thresholds were set above the noise of harmless variations.
         thresholds: By "subject.metric" or "subject.metric@tensor".
         notes: Sentences that a reader should know.
+        asked: The class that attention was asked about, for each input; empty where about none.
+        names: Of those classes that have a name.
     """
 
     folder: str
@@ -259,6 +286,8 @@ class Baseline:
     calibrated: bool
     thresholds: Mapping[str, Threshold]
     notes: tuple[str, ...] = ()
+    asked: tuple[int, ...] = ()
+    names: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from l2caf_onnx.records import Pair
 
 from .breaking import affine_at, counterpart
-from .observe import Observer
+from .observe import CPU, Observer
 from .observed import observed
 from .session import Session
 from .watch import Question, Seen, Watch
 
 
 def attentions(
-    held: Session, at: Sequence[str], question: Question | None = None, providers: Sequence[str] | None = None
+    held: Session,
+    at: Sequence[str],
+    question: Question | None = None,
+    providers: Sequence[str] | None = None,
+    device: torch.device = CPU,
 ) -> tuple[Pair, ...]:
     """Both attentions at each breakpoint of the reference, about the reference's likeliest class where it has classes.
 
@@ -28,14 +34,19 @@ def attentions(
     affine = affine_at(one, at)
     ours = observed(
         Observer(
-            one, Watch(at={n: n for n in at}, affine=affine, outputs=ends[0], question=asked), providers=providers
+            one,
+            Watch(at={n: n for n in at}, affine=affine, outputs=ends[0], question=asked),
+            providers=providers,
+            device=device,
         ),
         held.inputs.reference,
         "top1",
     )
     targets = None if ours.targets is None else ours.targets.tolist()
     theirs = observed(
-        Observer(other, Watch(at=places, affine=affine, outputs=ends[1], question=asked), providers=providers),
+        Observer(
+            other, Watch(at=places, affine=affine, outputs=ends[1], question=asked), providers=providers, device=device
+        ),
         held.inputs.candidate,
         targets,
     )

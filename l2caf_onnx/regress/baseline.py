@@ -13,16 +13,18 @@ import numpy as np
 import onnx
 
 from l2caf_onnx import runtime
+from l2caf_onnx.attention import placed
 from l2caf_onnx.errors import InputError
 from l2caf_onnx.evaluation.data import Data, Given
 from l2caf_onnx.graph.breakpoints import breakpoints
 from l2caf_onnx.graph.model import Model, load
 from l2caf_onnx.preprocess import Source
-from l2caf_onnx.records import Baseline, Threshold, plain
+from l2caf_onnx.records import Baseline, Classes, Threshold, plain
 
 from . import store
 from .breaking import affine_at
 from .calibrate import merged, noise_of, spread
+from .classes import Names, classes_of, refuse_few
 from .given import samples
 from .identity import identity
 from .observation import Observation, joined
@@ -60,6 +62,8 @@ def baseline(
     basis: str | int | None = None,
     layout: str | None = None,
     batch_size: int | None = None,
+    labels: Names | None = None,
+    device: str = "cpu",
     providers: Sequence[str] | None = None,
     seed: int = 0,
     force: bool = False,
@@ -93,7 +97,9 @@ def baseline(
         basis: As there.
         layout: As there.
         batch_size: Inputs at once.
-        providers: onnxruntime's execution providers.
+        labels: Class index -> name, which the reports of `check` use.
+        device: "cpu" or "cuda", for the torch tails.
+        providers: onnxruntime's execution providers; None: the CPU (CUDA's too where `device` is "cuda").
         seed: Of every random choice.
         force: Whether a baseline that is there is replaced.
         tell: Called with what is being done and the part of all that is done.
@@ -105,6 +111,7 @@ def baseline(
         InputError: inputs, settings or a folder that cannot be used; another baseline is there.
         TensorNotFoundError, CutError, UnsupportedModelError, SolverError: as `attend`.
     """
+    where, providers = placed(device, providers)
     loaded, place = load(model), Path(folder)
     own = given(thresholds)
     data = samples(loaded, inputs, preprocess)
@@ -127,8 +134,11 @@ def baseline(
         "providers": list(runtime.check_providers(providers)),
         "inputs": [e["sha256"] for e in described(data, place)],
     }
+    if labels is not None:  # before anything is written, and the graph need not tell how many classes there are
+        bare = Observer(loaded, Watch(outputs=looked.outputs), providers=providers, device=where)
+        refuse_few(labels, observed(bare, data, None, numbers=[0]))
     store.begin(place, settings, force=force)
-    observer = Observer(loaded, looked, providers=providers)
+    observer = Observer(loaded, looked, providers=providers, device=where)
     keeping = _Keeping(place, observer, data, targets, batch_size, settings["inputs"])
     most = 0.6 if calibrate else 1.0
     say = tell or (lambda what, part: None)
@@ -140,8 +150,10 @@ def baseline(
             observer, data, seen, half, batch_size, lambda part: say("noise", most + (1 - most) * part)
         )
         notes += told
-    write(place, loaded, data, seen, looked, parts, settings=settings, thresholds=lines, own=own, half=half)
-    return record(place, loaded, data, seen, names, lines, own, resumed, notes)
+    # No part of what is asked: neither keeps an interrupted baseline from going on.
+    kept = {**settings, "device": where.type, "labels": labels}
+    write(place, loaded, data, seen, looked, parts, settings=kept, thresholds=lines, own=own, half=half)
+    return record(place, loaded, data, names, lines, own, resumed, notes, classes_of(seen, seen, labels, notes))
 
 
 def watch_of(model: Model, at: Sequence[str], tensors: Sequence[str] | None, question: Question) -> Watch:
@@ -235,14 +247,14 @@ def calibrated(
     model, watch = observer.model, observer.watch
     own = noise_of(
         model, "float32", watch, data, seen, batch=batch_size or AT_ONCE, providers=observer.providers,
-        told=lambda part: told(part * (0.5 if half else 1)),
+        device=observer.device, told=lambda part: told(part * (0.5 if half else 1)),
     )  # fmt: skip
     noise, notes = own
     found: dict[str, Thresholds] = {"identical": measured("identical", noise)}
     if half:
         narrow, also = noise_of(
             model, "float16", watch, data, seen, batch=batch_size or AT_ONCE, providers=observer.providers,
-            told=lambda part: told(0.5 + part / 2),
+            device=observer.device, told=lambda part: told(0.5 + part / 2),
         )  # fmt: skip
         notes += also
         noise = merged(noise, narrow)
@@ -276,6 +288,8 @@ def write(
         "target": settings["target"],
         "preprocess": settings["preprocess"],
         "batch_size": settings["batch_size"],
+        "device": settings["device"],
+        "labels": settings["labels"],
         "providers": settings["providers"],
         "signature": signature(data),
         "versions": versions(),
@@ -291,12 +305,12 @@ def record(
     folder: Path,
     model: Model,
     data: Data,
-    seen: Observation,
     names: Sequence[str],
     thresholds: Mapping[str, Thresholds],
     own: Thresholds,
     resumed: int,
     notes: Sequence[str],
+    classes: Classes,
 ) -> Baseline:
     """What was written, as a record."""
     lines: dict[str, Threshold] = {**thresholds.get("float32", {}), **own}
@@ -310,6 +324,8 @@ def record(
         calibrated=bool(thresholds),
         thresholds=lines,
         notes=tuple(dict.fromkeys(notes)),
+        asked=classes.asked,
+        names=classes.names,
     )
 
 

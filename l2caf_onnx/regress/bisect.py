@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 
+from l2caf_onnx.attention import placed
 from l2caf_onnx.errors import InputError
 from l2caf_onnx.evaluation.data import Given
 from l2caf_onnx.graph.model import Model, load
@@ -41,6 +43,7 @@ def bisect(
     at: str | Sequence[str] | None = None,
     change: Change | None = None,
     thresholds: float | None = None,
+    device: str = "cpu",
     providers: Sequence[str] | None = None,
     tell: Tell | None = None,
 ) -> Bisection:
@@ -61,7 +64,8 @@ def bisect(
         at: Breakpoints at which the drift of attention is told too.
         change: The class of change, where the graphs mislead.
         thresholds: A relative local error that is allowed everywhere, in the place of the measured noise.
-        providers: onnxruntime's execution providers.
+        device: "cpu" or "cuda", for the torch tails of attention.
+        providers: onnxruntime's execution providers; None: the CPU (CUDA's too where `device` is "cuda").
         tell: Called with what is being done and the part of all that is done.
 
     Returns:
@@ -71,6 +75,7 @@ def bisect(
         InputError, UnsupportedModelError, TensorNotFoundError: inputs, models or names that cannot be used; two models
             of which nothing can be judged.
     """
+    where, providers = placed(device, providers)
     one, other = load(reference), load(candidate)
     data = both(
         one, other, inputs, preprocess=preprocess, candidate_inputs=candidate_inputs,
@@ -81,7 +86,7 @@ def bisect(
     held = session(one, other, data, given=align, change=change, providers=providers)
     _refuse_unjudged(held, thresholds)
     nodes = local_errors(held, thresholds=thresholds, tell=tell)
-    drift = _drift(held, at, providers) if at is not None else {}
+    drift = _drift(held, at, providers, where) if at is not None else {}
     nodes = tuple(_with_attention(n, drift) for n in nodes)
     notes = notes_of(held)
     return Bisection(
@@ -202,12 +207,15 @@ def _with_attention(node: NodeError, drift: Mapping[str, float]) -> NodeError:
     return replace(node, attention=drift[node.tensor]) if node.tensor in drift else node
 
 
-def _drift(held: Session, at: str | Sequence[str], providers: Sequence[str] | None) -> dict[str, float]:
+def _drift(
+    held: Session, at: str | Sequence[str], providers: Sequence[str] | None, device: torch.device
+) -> dict[str, float]:
     """For each breakpoint the worst of 1 - cosine of both models' attentions."""
     from .attention import attentions
 
     found = {}
-    for pair in attentions(held, [at] if isinstance(at, str) else list(at), providers=providers):
+    names = [at] if isinstance(at, str) else list(at)
+    for pair in attentions(held, names, providers=providers, device=device):
         one, other = (f.reshape(len(f), -1).astype(np.float64) for f in (pair.reference, pair.candidate))
         sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         found[pair.at] = float((1 - (one * other).sum(1) / np.where(sizes > 0, sizes, 1)).max())

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
+
 from l2caf_onnx.errors import InputError, L2cafError, nearest
 from l2caf_onnx.evaluation.data import Data
 from l2caf_onnx.graph.breakpoints import breakpoints
 from l2caf_onnx.graph.model import Model
 from l2caf_onnx.records import Aligned
 
-from .observe import Observer
+from .observe import CPU, Observer
 from .probe import Probe
 from .watch import Question, Seen, Watch
 
 _TRIED = 6  # breakpoints, before it is given up
 
 
-def usual_breakpoint(data: Data, among: Collection[str], outputs: Sequence[Seen], question: Question) -> str | None:
+def usual_breakpoint(
+    data: Data,
+    among: Collection[str],
+    outputs: Sequence[Seen],
+    question: Question,
+    providers: Sequence[str] | None = None,
+    device: torch.device = CPU,
+) -> str | None:
     """The last affine breakpoint of `among` at which the first input has an answer, else the last clean one; or None.
 
     Args:
@@ -25,6 +34,8 @@ def usual_breakpoint(data: Data, among: Collection[str], outputs: Sequence[Seen]
         among: Tensors that have a counterpart.
         outputs: What the model returns.
         question: What will be asked.
+        providers: onnxruntime's.
+        device: Where the torch tails run.
     """
     model = data.model
     ends = {o.name for o in model.outputs}
@@ -34,7 +45,7 @@ def usual_breakpoint(data: Data, among: Collection[str], outputs: Sequence[Seen]
     for name in (*affine[: _TRIED // 2], *clean[:_TRIED]):
         watch = Watch(at={name: name}, outputs=tuple(outputs), question=question)
         try:
-            Observer(model, watch).see(feeds, "top1")
+            Observer(model, watch, providers=providers, device=device).see(feeds, "top1")
         except L2cafError:  # a dead tail, no gradient, no cells: the next may have an answer
             continue
         return name

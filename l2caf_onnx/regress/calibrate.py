@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from l2caf_onnx.errors import L2cafError
 from l2caf_onnx.evaluation.data import Data
@@ -18,7 +19,7 @@ from l2caf_onnx.records import Change
 from .measure import Key, Values, measured
 from .metrics import METRICS
 from .observation import Observation, joined
-from .observe import Observer
+from .observe import CPU, Observer
 from .observed import pieces
 from .thresholds import Noise, bundled
 from .variants import Variant, variants
@@ -44,6 +45,7 @@ def noise_of(
     *,
     batch: int,
     providers: Sequence[str] | None,
+    device: torch.device = CPU,
     told: Told | None = None,
 ) -> tuple[dict[str, Noise], list[str]]:
     """The noise by "subject.metric@tensor", and what a reader should know.
@@ -56,6 +58,7 @@ def noise_of(
         seen: What was seen of it on all of them.
         batch: Inputs at once.
         providers: onnxruntime's.
+        device: Where the torch tails run.
         told: Called with the part that is done.
     """
     numbers = spread(len(data), INPUTS)
@@ -66,10 +69,10 @@ def noise_of(
     tried = variants(model, change, pieces(data, numbers, batch), attention=bool(watch.at))
     for k, variant in enumerate(tried):
         try:
-            varied = _seen(variant, watch, data, numbers, plain, batch, providers)
+            varied = _seen(variant, watch, data, numbers, plain, batch, providers, device)
         except L2cafError as e:
             notes.append(f"The variation {variant.name!r} has no attention to tell: {e.what}")
-            varied = _seen(variant, replace(watch, at={}), data, numbers, plain, batch, providers)
+            varied = _seen(variant, replace(watch, at={}), data, numbers, plain, batch, providers, device)
         for key, values in measured(plain, varied).items():
             if f"{key[0]}.{key[2]}" in judged and (key[0] == "attention" or not variant.attention):
                 found.setdefault(key, []).append((variant.name, values))
@@ -86,11 +89,12 @@ def _seen(
     plain: Observation,
     batch: int,
     providers: Sequence[str] | None,
+    device: torch.device,
 ) -> Observation:
     question = replace(watch.question, seed=watch.question.seed + variant.seed)
     observer = Observer(
         variant.model, replace(watch, question=question), level=variant.level, threads=variant.threads,
-        providers=providers,
+        providers=providers, device=device,
     )  # fmt: skip
     found, done = [], 0
     for feeds in pieces(data, numbers, batch):

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
+from l2caf_onnx import runtime
+from l2caf_onnx.attention import placed
 from l2caf_onnx.errors import InputError
 from l2caf_onnx.evaluation.data import Data, Given
 from l2caf_onnx.graph.model import Model, load
@@ -18,6 +21,7 @@ from l2caf_onnx.records import Comparison, Threshold
 from . import store
 from .baseline import calibrated, places_of, write
 from .breaking import affine_at
+from .classes import Names, classes_of, refuse_few
 from .compare import pairs_of, scores_of
 from .identity import identity
 from .observation import Observation
@@ -42,6 +46,8 @@ def check(
     update: bool = False,
     preprocess: Source | None = None,
     align: Mapping[str, str] | None = None,
+    labels: Names | None = None,
+    device: str = "cpu",
     providers: Sequence[str] | None = None,
     tell: Tell | None = None,
 ) -> Comparison:
@@ -63,7 +69,10 @@ def check(
         update: Whether the new state becomes the baseline, after the comparison; at once or not at all.
         preprocess: How pictures become numbers for this model; None: as in the baseline.
         align: {baseline's tensor: the model's} where names differ and are known better.
-        providers: onnxruntime's execution providers; None: the baseline's.
+        labels: Class index -> name, for the reports; None: the baseline's.
+        device: "cpu" or "cuda", for the torch tails; whatever the baseline was made on.
+        providers: onnxruntime's execution providers; None: CUDA's where `device` is "cuda", the CPU's where the
+            baseline alone was made on a GPU, else the baseline's.
         tell: Called with what is being done and the part of all that is done.
 
     Returns:
@@ -73,8 +82,11 @@ def check(
         InputError: a baseline of another schema version, cut short or changed; inputs that are missing or changed; a
             breakpoint that the model lacks (with the nearest it has); inputs of another size.
     """
+    where, providers = placed(device, providers)
     place, own, say = Path(folder), given(thresholds), tell or (lambda what, part: None)
     manifest, stored, weights = store.read_baseline(place)
+    refuse_few(labels, stored)
+    called = _labels(manifest) if labels is None else labels
     breaks = [b["name"] for b in manifest["at"]]
     ends = [o["name"] for o in manifest["outputs"]]
     refuse_unknown(own, {"output": ends, "attention": breaks, "tensor": manifest["tensors"]})
@@ -82,7 +94,7 @@ def check(
     original = Original(manifest, place, inputs)
     change, why = class_of(manifest, weights, original.model, loaded)
     data = recalled(manifest, place, loaded, inputs, preprocess)
-    used = manifest["providers"] if providers is None else list(providers)
+    used = _providers(manifest, providers)
     notes: list[str] = []
     pairs = original.alignment(data, align, notes)
     outputs = [theirs for _, theirs in outputs_of(ends, loaded, pairs)]
@@ -90,14 +102,16 @@ def check(
     targets = None if stored.targets is None else stored.targets.tolist()
     pictures: Pictures = []
     seen = observed(
-        Observer(loaded, watch, providers=used), data, targets, batch_size=manifest["batch_size"],
+        Observer(loaded, watch, providers=used, device=where), data, targets, batch_size=manifest["batch_size"],
         like=stored, pictures=pictures, told=lambda part: say("inputs", 0.7 * part),
     )  # fmt: skip
     _refuse_other_shapes(stored, seen)
     first = {k: Threshold(**t) for k, t in manifest["stated"].items()} | own
     say("noise", 0.7)
-    scores = scores_of(stored, seen, (first, original.lines(change, watch, stored, data, notes)))
-    more, aligned = original.inside(change, data, first, align)
+    lines = original.lines(change, watch, stored, data, notes, used, where)
+    scores = scores_of(stored, seen, (first, lines))
+    more, aligned = original.inside(change, data, first, align, used)
+    classes = classes_of(stored, seen, called, notes)
     found = Comparison(
         kind="check",
         reference={k: manifest["model"][k] for k in ("name", "sha256")},
@@ -112,11 +126,13 @@ def check(
         notes=tuple(dict.fromkeys((*notes, *seen.notes))),
         settings={
             **manifest["question"], "at": breaks, "target": manifest["target"], "preprocess": manifest["preprocess"],
-            "providers": list(used), "versions": manifest["versions"], "calibrated": sorted(manifest["thresholds"]),
+            "device": where.type, "providers": list(used), "versions": manifest["versions"],
+            "calibrated": sorted(manifest["thresholds"]),
         },
+        classes=classes,
     )  # fmt: skip
     if update:
-        _accept(place, manifest, data, seen, watch, preprocess, used)
+        _accept(place, manifest, data, seen, watch, preprocess, used, where, called)
     say("done", 1.0)
     return found
 
@@ -127,6 +143,19 @@ def _file_of(manifest: Mapping[str, Any], folder: Path) -> Path:
     if path is None:
         raise InputError("The baseline's model was no file.", where=f"Folder {str(folder)!r}.", how="Name the model.")
     return folder / str(path)
+
+
+def _providers(manifest: Mapping[str, Any], asked: Sequence[str] | None) -> list[str]:
+    """Those asked for; else the baseline's, but for those that came of a GPU, which need not be here."""
+    if asked is not None:
+        return list(asked)
+    elsewhere = manifest.get("device", "cpu") != "cpu"  # one made before there was a choice was made on the CPU
+    return list(runtime.check_providers(None)) if elsewhere else list(manifest["providers"])
+
+
+def _labels(manifest: Mapping[str, Any]) -> Names | None:
+    kept = manifest.get("labels")  # one made before there were any has none
+    return None if kept is None else {int(k): str(name) for k, name in kept.items()}
 
 
 def _question(manifest: Mapping[str, Any]) -> Question:
@@ -153,6 +182,8 @@ def _accept(
     watch: Watch,
     preprocess: Source | None,
     providers: Sequence[str],
+    device: torch.device,
+    labels: Names | None,
 ) -> None:
     """Make what was seen the baseline, under the model's own names; calibrated anew where it was."""
     named = {**places_of(watch), **{o.name: o.own for o in watch.outputs}}
@@ -167,7 +198,7 @@ def _accept(
     )  # fmt: skip
     if any(t.order is not None or t.scale != 1 for t in (*watch.tensors, *watch.outputs)):
         targets = None if seen.targets is None else seen.targets.tolist()  # seen as the old model has its axes
-        state = observed(Observer(data.model, now, providers=providers), data, targets)
+        state = observed(Observer(data.model, now, providers=providers, device=device), data, targets)
     else:
         state = replace(
             seen, outputs=own(seen.outputs), sizes=own(seen.sizes), kinds=own(seen.kinds), tensors=own(seen.tensors),
@@ -175,14 +206,14 @@ def _accept(
         )  # fmt: skip
     lines: Mapping[str, Thresholds] = {}
     if manifest["thresholds"]:
-        observer = Observer(data.model, now, providers=providers)
+        observer = Observer(data.model, now, providers=providers, device=device)
         lines, _ = calibrated(observer, data, state, manifest["half"], manifest["batch_size"], lambda part: None)
     digests = [e["sha256"] for e in described(data, folder)]
     parts = []
     for start in range(0, len(data), AT_ONCE):
         numbers = range(start, min(start + AT_ONCE, len(data)))
         parts.append(store.write_part(folder, start, state.part(numbers), [digests[k] for k in numbers]))
-    settings = {**manifest, "providers": list(providers)}
+    settings = {**manifest, "device": device.type, "providers": list(providers), "labels": labels}
     if preprocess is not None:
         settings["preprocess"] = stated(preprocess)
     given_before = {k: Threshold(**t) for k, t in manifest["stated"].items()}

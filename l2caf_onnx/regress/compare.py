@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
+from l2caf_onnx.attention import placed
 from l2caf_onnx.errors import CutError, ParityError, UnsupportedModelError
 from l2caf_onnx.evaluation.data import Data, Given
 from l2caf_onnx.graph.model import Model, load
@@ -20,6 +22,7 @@ from l2caf_onnx.records import Change, Comparison, Pair, Score, Threshold
 from .bisect import local_errors, notes_of
 from .breaking import affine_at, counterpart, usual_breakpoint
 from .calibrate import noise_of, spread
+from .classes import Names, classes_of, refuse_few
 from .given import both
 from .identity import identity
 from .measure import measured
@@ -59,6 +62,8 @@ def compare(
     basis: str | int | None = None,
     layout: str | None = None,
     batch_size: int | None = None,
+    labels: Names | None = None,
+    device: str = "cpu",
     providers: Sequence[str] | None = None,
     seed: int = 0,
     tell: Tell | None = None,
@@ -92,7 +97,9 @@ def compare(
         basis: As there.
         layout: As there.
         batch_size: Inputs at once.
-        providers: onnxruntime's execution providers.
+        labels: Class index -> name, for the reports.
+        device: "cpu" or "cuda", for the torch tails.
+        providers: onnxruntime's execution providers; None: the CPU (CUDA's too where `device` is "cuda").
         seed: Of every random choice.
         tell: Called with what is being done and the part of all that is done.
 
@@ -102,19 +109,21 @@ def compare(
     Raises:
         InputError, UnsupportedModelError, TensorNotFoundError: inputs, models or names that cannot be used.
     """
+    where, providers = placed(device, providers)
     one, other = load(reference), load(candidate)
     own = given(thresholds)
     data = both(
         one, other, inputs, preprocess=preprocess, candidate_inputs=candidate_inputs,
         candidate_preprocess=candidate_preprocess,
     )  # fmt: skip
+    refuse_few(labels, one)
     say = tell or (lambda what, part: None)
     say("alignment", 0.0)
     held = session(one, other, data, given=align, change=change, providers=providers)
     question = question_of(to, objective, constraint, radius, basis, layout, seed)
     outputs = outputs_of(numeric_outputs(one), other, held.alignment)
     notes = list(notes_of(held))
-    places = _places(held, at, outputs, question, notes)
+    places = _places(held, at, outputs, question, where, providers, notes)
     names = {"output": [o.name for o, _ in outputs], "attention": list(places),
              "tensor": [a.reference for a in held.alignment]}  # fmt: skip
     refuse_unknown(own, names)
@@ -125,18 +134,22 @@ def compare(
         question=question,
     )
     say("reference", 0.05)
-    ours = _of_reference(held, watch, targets_of(target, len(data)), batch_size, providers)
+    ours = _of_reference(held, watch, targets_of(target, len(data)), batch_size, where, providers)
+    refuse_few(labels, ours)
     say("candidate", 0.25)
     theirs = _of_candidate(
-        held, watch, places, [o for _, o in outputs], ours, at is not None, batch_size, providers, notes
+        held, watch, places, [o for _, o in outputs], ours, at is not None, batch_size, where, providers, notes
     )
     lines: Thresholds = unmeasured(held.change)
     if calibrate and bundled(held.change):
-        noise, told = _noise(held, watch, ours, batch_size, providers, lambda part: say("noise", 0.4 + 0.3 * part))
+        noise, told = _noise(
+            held, watch, ours, batch_size, where, providers, lambda part: say("noise", 0.4 + 0.3 * part)
+        )
         lines = drawn_above(held.change, noise)
         notes += told
     scores = scores_of(ours, theirs, (own, lines))
     scores += inside(held, own, lambda what, part: say(what, 0.7 + 0.3 * part))
+    classes = classes_of(ours, theirs, labels, notes)
     return Comparison(
         kind="compare",
         reference=identity(one),
@@ -151,6 +164,7 @@ def compare(
         notes=tuple(dict.fromkeys((*notes, *theirs.notes))),
         settings={**asdict(question), "at": list(places), "target": target, "calibrated": calibrate,
                   "inside": len(spread(len(data), INSIDE))},
+        classes=classes,
     )  # fmt: skip
 
 
@@ -159,6 +173,8 @@ def _places(
     at: str | Sequence[str] | None,
     outputs: Sequence[tuple[Seen, Seen]],
     question: Question,
+    device: torch.device,
+    providers: Sequence[str] | None,
     notes: list[str],
 ) -> dict[str, str]:
     """{breakpoint: what the candidate calls it}."""
@@ -167,7 +183,7 @@ def _places(
         names = [at] if isinstance(at, str) else list(at)
         return {n: counterpart(n, held.alignment, one, other) for n in names}
     among = {a.reference for a in held.alignment}
-    name = usual_breakpoint(held.inputs.reference, among, [o for o, _ in outputs], question)
+    name = usual_breakpoint(held.inputs.reference, among, [o for o, _ in outputs], question, providers, device)
     if name is None:
         notes.append("No breakpoint of both models has an answer: attention is not compared.")
         return {}
@@ -180,11 +196,20 @@ def _of_reference(
     watch: Watch,
     targets: list[int] | str | None,
     batch_size: int | None,
+    device: torch.device,
     providers: Sequence[str] | None,
 ) -> Observation:
     """Kept by the model: candidates are often many, and the reference and its inputs the same."""
-    key = ("observed", repr(watch), repr(targets), batch_size, held.digest(range(len(held.inputs))))
-    observer = Observer(held.reference.model, watch, providers=providers)
+    key = (
+        "observed",
+        repr(watch),
+        repr(targets),
+        batch_size,
+        device,
+        _named(providers),
+        held.digest(range(len(held.inputs))),
+    )
+    observer = Observer(held.reference.model, watch, providers=providers, device=device)
     return held.reference.model.cache.get(
         key, lambda: observed(observer, held.inputs.reference, targets, batch_size=batch_size)
     )
@@ -198,6 +223,7 @@ def _of_candidate(
     ours: Observation,
     asked: bool,
     batch_size: int | None,
+    device: torch.device,
     providers: Sequence[str] | None,
     notes: list[str],
 ) -> Observation:
@@ -205,8 +231,9 @@ def _of_candidate(
     model, data = held.candidate.model, held.inputs.candidate
     targets = None if ours.targets is None else ours.targets.tolist()
     whole = replace(watch, at=places, outputs=tuple(outputs))
+    observer = Observer(model, whole, providers=providers, device=device)
     try:
-        return observed(Observer(model, whole, providers=providers), data, targets, batch_size=batch_size, like=ours)
+        return observed(observer, data, targets, batch_size=batch_size, like=ours)
     except (UnsupportedModelError, ParityError, CutError) as e:
         if asked or not places:
             raise
@@ -220,18 +247,31 @@ def _noise(
     watch: Watch,
     ours: Observation,
     batch_size: int | None,
+    device: torch.device,
     providers: Sequence[str] | None,
     told: Callable[[float], None],
 ) -> tuple[dict[str, Noise], list[str]]:
     """That of the class on these inputs, kept by the reference."""
-    key = ("noise of class", held.change, repr(watch), batch_size, held.digest(range(len(held.inputs))))
+    key = (
+        "noise of class",
+        held.change,
+        repr(watch),
+        batch_size,
+        device,
+        _named(providers),
+        held.digest(range(len(held.inputs))),
+    )
     return held.reference.model.cache.get(
         key,
         lambda: noise_of(
             held.reference.model, held.change, watch, held.inputs.reference, ours, batch=batch_size or AT_ONCE,
-            providers=providers, told=told,
+            providers=providers, device=device, told=told,
         ),
     )  # fmt: skip
+
+
+def _named(providers: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(providers or ())
 
 
 def scores_of(ours: Observation, theirs: Observation, thresholds: Sequence[Thresholds]) -> list[Score]:

@@ -39,6 +39,7 @@ Arrays = dict[str, NDArray[Any]]
 OUTPUT_PLACES = 2048
 """Values of an output that are kept; where it has more, they are taken at seeded places."""
 TENSOR_PLACES = 128
+CPU = torch.device("cpu")
 
 
 class Observer:
@@ -47,6 +48,7 @@ class Observer:
     Attributes:
         model: The model.
         watch: What is looked at.
+        device: Where the torch tails run.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class Observer:
         level: runtime.Level | None = None,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.model, self.watch, self.providers, self.threads = model, watch, providers, threads
+        self.device = device
         exact = uses_half(model) or has_quantised(model)
         self.level: runtime.Level = level or ("disable" if exact else "all")
         self.probe = Probe(model, providers)
@@ -187,7 +191,7 @@ class Observer:
         return parts[0] if len(parts) == 1 else _padded([p.reshape(len(p), -1) for p in parts], parts)
 
     def _attention(self, group: _Group, stop: Stop, asked: Any, affine: bool) -> Attention:
-        scene = Scene(self.model, group.pieces, group.recorded, stop, torch.device("cpu"), self.providers)
+        scene = Scene(self.model, group.pieces, group.recorded, stop, self.device, self.providers)
         classes = None if asked is None else tuple(asked)
         found = Explanation(scene, self.watch.question.planned(asked, affine=affine), classes).attention()
         if not found.proof.ok:

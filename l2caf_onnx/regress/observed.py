@@ -80,7 +80,7 @@ def _one_by_one(observer: Observer, feeds: Arrays, targets: Any, like: Observati
     along = {n: axis for n in feeds if (axis := letters.get(n, "").find("N")) >= 0}
     bare = Observer(
         observer.model, replace(observer.watch, at={}), level=observer.level, threads=observer.threads,
-        providers=observer.providers,
+        providers=observer.providers, device=observer.device,
     )  # fmt: skip
     found = []
     for k in range(observer.count(feeds)):

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from l2caf_onnx.errors import InputError, nearest
 from l2caf_onnx.evaluation.data import Data, Given
 from l2caf_onnx.graph.breakpoints import breakpoints
@@ -126,7 +128,16 @@ class Original:
             )
         return found
 
-    def lines(self, change: Change, watch: Watch, stored: Observation, data: Data, notes: list[str]) -> Thresholds:
+    def lines(
+        self,
+        change: Change,
+        watch: Watch,
+        stored: Observation,
+        data: Data,
+        notes: list[str],
+        providers: Sequence[str],
+        device: torch.device,
+    ) -> Thresholds:
         """What was calibrated for the class; else measured now; else what is bundled."""
         kept = self.manifest["thresholds"].get(change)
         if kept is not None:
@@ -144,21 +155,23 @@ class Original:
         )  # fmt: skip
         batch = self.manifest["batch_size"] or AT_ONCE
         noise, told = noise_of(
-            self.model, change, own, self.both(data).reference, stored, batch=batch,
-            providers=self.manifest["providers"],
+            self.model, change, own, self.both(data).reference, stored, batch=batch, providers=providers, device=device,
         )  # fmt: skip
         notes += told
         return measured(change, noise)
 
     def inside(
-        self, change: Change, data: Data, own: Thresholds, stated: Mapping[str, str] | None
+        self,
+        change: Change,
+        data: Data,
+        own: Thresholds,
+        stated: Mapping[str, str] | None,
+        providers: Sequence[str],
     ) -> tuple[list[Score], tuple[Aligned, ...]]:
         """The errors node by node, where the class asks for them and the model is there."""
         if self.model is None or change not in _JUDGED_INSIDE:
             return [], ()
-        held = session(
-            self.model, data.model, self.both(data), given=stated, change=change, providers=self.manifest["providers"]
-        )
+        held = session(self.model, data.model, self.both(data), given=stated, change=change, providers=providers)
         return inside(held, own, lambda what, part: None), held.alignment
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from l2caf_onnx.records import Bisection, Comparison
 
-from .verdict import called, clean, headline, node_said, ranked, said
+from .verdict import called, clean, headline, likeliest, node_said, ranked, said
 
 MOST = 9  # GitHub shows ten annotations of a kind in a step; the last one counts the others
 
@@ -17,7 +17,7 @@ def commands(found: Comparison | Bisection) -> str:
     kind = found.kind if isinstance(found, Comparison) else "bisect"
     lines = [_command("notice" if found.ok else "error", f"l2caf-onnx {kind}", headline(found))]
     if isinstance(found, Comparison):
-        failures = [(f"{called(s)} at {clean(s.name)}", said(s, found.inputs)) for s in ranked(found.failures)]
+        failures = [(f"{called(s)} at {clean(s.name)}", said(s, found)) for s in ranked(found.failures)]
     else:
         failures = [(f"node {clean(n.node or n.candidate)}", node_said(n)) for n in found.ranked if not n.ok]
     shown = failures[: MOST - 1]
@@ -25,6 +25,8 @@ def commands(found: Comparison | Bisection) -> str:
     if len(failures) > len(shown):
         lines.append(_command("error", "l2caf-onnx", f"{len(failures) - len(shown)} more; the report has them all."))
     lines += [_command("notice", f"l2caf-onnx {kind}", clean(note, 1000)) for note in found.notes[: MOST - 1]]
+    if isinstance(found, Comparison) and (told := likeliest(found)):
+        lines.append(_command("notice", f"l2caf-onnx {kind}", told))
     return "\n".join(lines) + "\n"
 
 

@@ -34,11 +34,12 @@ def junit(found: Comparison | Bisection) -> str:
     for case in rows:
         named = {"classname": legal(f"{case.subject} {clean(case.tensor)}"), "name": legal(case.input or "all inputs")}
         element = ET.SubElement(suite, "testcase", {**named, "time": "0"})
+        classes = [case.classes] if case.classes else []
         if case.failures:
             failure = ET.SubElement(element, "failure", {"message": legal(case.failures[0]), "type": "regression"})
-            failure.text = legal("\n".join(case.failures))
+            failure.text = legal("\n".join((*case.failures, *classes)))
         elif case.seen:
-            ET.SubElement(element, "system-out").text = legal(", ".join(case.seen))
+            ET.SubElement(element, "system-out").text = legal(", ".join((*case.seen, *classes)))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=False) + "\n"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from l2caf_onnx.records import Bisection, Comparison
 
-from .verdict import called, clean, headline, number, quantiles, ranked
+from .verdict import called, class_name, clean, differing, headline, likeliest, number, quantiles, ranked
 
 MOST = 50  # rows of a table: a step summary holds a megabyte
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$@&!])")
@@ -22,7 +22,7 @@ def markdown(found: Comparison | Bisection) -> str:
     lines += [f"- change: **{found.change}**. {_text(found.why)}", f"- inputs: {len(found.inputs)}"]
     lines += [f"- {_text(note)}" for note in found.notes[:MOST]]
     lines.append("")
-    lines += _of_scores(found) if isinstance(found, Comparison) else _of_nodes(found)
+    lines += [*_of_scores(found), *_of_classes(found)] if isinstance(found, Comparison) else _of_nodes(found)
     return "\n".join(lines) + "\n"
 
 
@@ -42,6 +42,20 @@ def _of_scores(found: Comparison) -> list[str]:
              share, on, _text(clean(s.threshold.source)))
         )  # fmt: skip
     return _table(head, rows, len(judged))
+
+
+def _of_classes(found: Comparison) -> list[str]:
+    classes = found.classes
+    if not classes.differing:
+        return ["", _text(told)] if (told := likeliest(found)) else []
+    rows = [
+        (
+            code(found.inputs[k]),
+            *(_text(class_name(classes.names, c[k])) for c in (classes.reference, classes.candidate)),
+        )
+        for k in classes.differing[:MOST]
+    ]
+    return ["", f"{differing(found)}:", "", *_table(("input", "reference", "candidate"), rows, len(classes.differing))]
 
 
 def _of_nodes(found: Bisection) -> list[str]:

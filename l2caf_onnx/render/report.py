@@ -19,7 +19,20 @@ from l2caf_onnx.records import Bisection, Comparison, Pair, Score, plain, write_
 
 from .chart import Line, Mark, chart
 from .sidebyside import panels, scales
-from .verdict import badness, beyond, clean, headline, number, quantiles, ranked, worst_inputs
+from .verdict import (
+    about,
+    answered,
+    badness,
+    beyond,
+    class_name,
+    clean,
+    headline,
+    likeliest,
+    number,
+    quantiles,
+    ranked,
+    worst_inputs,
+)
 
 DRAWN = 12  # inputs with pictures, over all breakpoints
 ROWS = 300  # of a table
@@ -72,6 +85,9 @@ def report(found: Comparison | Bisection, *, drawn: int = DRAWN) -> str:
             "maps": _maps(found, drawn),
             "heat": heat,
             "change_scale": change,
+            "likeliest": likeliest(found),
+            "answers": _answers(found),
+            "settings": _rows_of(_with_name(found)),
         }
     return page.render({**shared, **own})
 
@@ -86,6 +102,23 @@ def _row(score: Score, found: Comparison) -> dict[str, Any]:
         "on": found.inputs[score.worst] if score.worst is not None else "-",
         "times": badness(score),
     }
+
+
+def _answers(found: Comparison) -> list[tuple[str, str, str]]:
+    """(input, likeliest class in the reference, in the candidate) where both differ."""
+    classes = found.classes
+    both = [(k, classes.reference[k], classes.candidate[k]) for k in classes.differing[:ROWS]]
+    return [
+        (found.inputs[k], class_name(classes.names, one), class_name(classes.names, other)) for k, one, other in both
+    ]
+
+
+def _with_name(found: Comparison) -> dict[str, Any]:
+    """The settings, with the class that was chosen by its name."""
+    target = found.settings.get("target")
+    if isinstance(target, int) and found.classes.names:
+        return {**found.settings, "target": class_name(found.classes.names, target)}
+    return {**found.settings}
 
 
 def _maps(found: Comparison, drawn: int) -> list[dict[str, Any]]:
@@ -113,6 +146,9 @@ def _case(found: Comparison, pair: Pair, own: Sequence[Score], k: int) -> dict[s
     scores = [(s.metric, float(s.values[k]), not s.ok and beyond(s, k)) for s in own]
     return {
         "input": found.inputs[k],
+        "answered": answered(found, k),
+        "moved": k in found.classes.differing,
+        "about": about(found, k),
         "panels": panels(pair.reference_maps[k], pair.candidate_maps[k], image),
         "bad": any(bad for _, _, bad in scores),
         "scores": scores,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from l2caf_onnx.records import Bisection, Comparison, NodeError, Score, Threshold
 
 LONGEST = 160  # characters of a name in a report
+_LABEL = 60  # and of a class
+_FEW = 5  # inputs or classes in a sentence
 _CAP = 1e9  # nothing is said to be worse than that
 WHAT = {"output": "outputs", "attention": "attention", "tensor": "tensors inside"}
 
@@ -78,7 +81,7 @@ def headline(found: Comparison | Bisection) -> str:
     beyond_them = "are beyond their thresholds" if len(failures) > 1 else "is beyond its threshold"
     return (
         f"Regression: on {many}, {len(failures)} of {len(judged)} judged scores {beyond_them} ({of}). "
-        f"Worst: {said(failures[0], found.inputs)}"
+        f"Worst: {said(failures[0], found)}"
     )
 
 
@@ -99,13 +102,15 @@ def _of_bisection(found: Bisection) -> str:
     )
 
 
-def said(score: Score, inputs: Sequence[str]) -> str:
+def said(score: Score, found: Comparison) -> str:
     """One score as a sentence: where, what, how far, on which input."""
     worst = score.worst
     text = f"{called(score)} at {clean(score.name)}"
     if worst is None:
         return f"{text} says nothing of any input."
-    text = f"{text} is {number(float(score.values[worst]))} on {clean(inputs[worst])}"
+    text = (
+        f"{text} is {number(float(score.values[worst]))} on {clean(found.inputs[worst])}{_classes(score, found, worst)}"
+    )
     if score.threshold is None:
         return f"{text}, not judged."
     line = score.threshold
@@ -117,6 +122,59 @@ def said(score: Score, inputs: Sequence[str]) -> str:
 def called(score: Score) -> str:
     """Subject and metric, as `--threshold` names them."""
     return f"{score.subject}.{clean(score.metric, 40)}"
+
+
+def class_name(names: Mapping[int, str], index: int) -> str:
+    """A class with its name, if it has one."""
+    name = clean(names.get(index, ""), _LABEL)
+    return f"{index} {name}" if name else f"class {index}"
+
+
+def answered(found: Comparison, k: int) -> str:
+    """The likeliest class of input `k` in both models; "" where they have no classes."""
+    if not found.classes.reference:
+        return ""
+    one, other = found.classes.reference[k], found.classes.candidate[k]
+    told = class_name(found.classes.names, one)
+    return told if one == other else f"{told}, in the candidate {class_name(found.classes.names, other)}"
+
+
+def about(found: Comparison, k: int) -> str:
+    """The class that attention was asked about on input `k`; "" where about none."""
+    return f"about {class_name(found.classes.names, found.classes.asked[k])}" if found.classes.asked else ""
+
+
+def likeliest(found: Comparison) -> str:
+    """One sentence: on which inputs the likeliest class is another; where on none, and they have names, which it is."""
+    classes, total = found.classes, len(found.inputs)
+    if classes.differing:
+        told = [f"{clean(found.inputs[k])} ({answered(found, k)})" for k in classes.differing]
+        return f"{differing(found)}: {_listed(told)}."
+    if not classes.reference or not classes.names:
+        return ""
+    where = f"all {total} inputs" if total > 1 else "the only input"
+    return f"The likeliest class is the same on {where}: {counted(classes.reference, classes.names)}."
+
+
+def differing(found: Comparison) -> str:
+    """How often the likeliest class is another, without a stop."""
+    total = len(found.inputs)
+    return f"The likeliest class differs on {len(found.classes.differing)} of {total} input{'s' if total != 1 else ''}"
+
+
+def counted(classes: Iterable[int], names: Mapping[int, str]) -> str:
+    """The classes of some inputs, each with how many it is of, the most frequent first."""
+    return _listed([f"{class_name(names, k)} ({count})" for k, count in Counter(classes).most_common()])
+
+
+def _listed(told: list[str]) -> str:
+    return ", ".join(told[:_FEW]) + (f", and {len(told) - _FEW} more" if len(told) > _FEW else "")
+
+
+def _classes(score: Score, found: Comparison, k: int) -> str:
+    """Behind a score that counts classes: which they are."""
+    told = answered(found, k) if (score.subject, score.metric) == ("output", "top1") else ""
+    return f" ({told})" if told else ""
 
 
 def number(value: float | None) -> str:
@@ -148,7 +206,8 @@ def quantiles(score: Score) -> tuple[float, float, float]:
 class Case:
     """What is known of one input at one tensor, or of all inputs (`input` None): a line of a test report.
 
-    `failures` are sentences; a case without any passed. `seen` are the judged values, as text.
+    `failures` are sentences; a case without any passed. `seen` are the judged values, as text;
+    `classes` the likeliest, or what attention was asked about.
     """
 
     tensor: str
@@ -156,6 +215,7 @@ class Case:
     input: str | None
     failures: tuple[str, ...]
     seen: tuple[str, ...]
+    classes: str = ""
 
 
 def cases(found: Comparison | Bisection) -> tuple[Case, ...]:
@@ -178,25 +238,26 @@ def cases(found: Comparison | Bisection) -> tuple[Case, ...]:
         if subject == "tensor":
             bad = [s for s in scores if not s.ok]
             seen = tuple(f"{s.metric} {number(quantiles(s)[0])}" for s in scores)
-            made.append(Case(name, subject, None, tuple(f"{said(s, found.inputs)} ({_source(s)})" for s in bad), seen))
+            made.append(Case(name, subject, None, tuple(f"{said(s, found)} ({_source(s)})" for s in bad), seen))
             continue
         for k, given in enumerate(found.inputs):
             bad = [s for s in scores if not s.ok and beyond(s, k)]
             seen = tuple(f"{s.metric} {number(float(s.values[k]))}" for s in scores)
-            made.append(Case(name, subject, given, tuple(_at(s, k, name) for s in bad), seen))
+            told = answered(found, k) if subject == "output" else about(found, k)
+            made.append(Case(name, subject, given, tuple(_at(s, k, found) for s in bad), seen, told))
         whole = [s for s in scores if not s.ok and not any(beyond(s, k) for k in range(len(found.inputs)))]
         if whole:
-            made.append(Case(name, subject, None, tuple(said(s, found.inputs) for s in whole), ()))
+            made.append(Case(name, subject, None, tuple(said(s, found) for s in whole), ()))
     return tuple(made)
 
 
-def _at(score: Score, k: int, name: str) -> str:
+def _at(score: Score, k: int, found: Comparison) -> str:
     line = score.threshold
     if line is None:
         return ""
     way = "at most" if line.above else "at least"
     return (
-        f"{called(score)} at {clean(name)} is {number(float(score.values[k]))}, "
+        f"{called(score)} at {clean(score.name)} is {number(float(score.values[k]))}{_classes(score, found, k)}, "
         f"allowed {way} {number(line.value)} ({_source(score)})"
     )
 
