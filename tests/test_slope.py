@@ -165,9 +165,14 @@ def test_a_batch_is_answered_as_its_samples_are(graph: str, way: str) -> None:
     np.testing.assert_array_equal(again.filter, found.filter)  # nothing hangs on the seed
 
 
-def test_it_is_the_default_of_a_class_alone_and_may_be_asked_for_by_name() -> None:
+def test_it_is_the_default_where_nothing_is_named_and_may_be_asked_for_by_name() -> None:
     model, feeds = weighted(BENT), feeds_of(BENT, 1)
-    assert caf.attend(model, feeds, at="s").solver == "lbfgs"
+    plain = caf.attend(model, feeds, at="s")
+    assert (plain.solver, plain.objective, plain.constraint) == ("slope", "outputs", "l2-nonneg")
+    assert "neighbourhood of 0.05" in plain.stop_reason[0]  # of a class 0.1
+    assert "neighbourhood of 0.1 " in caf.attend(model, feeds, at="s", target=1).stop_reason[0]
+    assert caf.attend(model, feeds, at="s", radius=0.5).solver == "lbfgs"
+    assert caf.attend(model, feeds, at="s", basis=2).solver == "lbfgs"
     assert caf.attend(model, feeds, at="s", target=1, radius=0.5).solver == "lbfgs"
     assert caf.attend(weighted(POOLED), feeds_of(POOLED, 1), at="s", target=1).solver == "exact"
     named = caf.attend(model, feeds, at="s", solver="slope")

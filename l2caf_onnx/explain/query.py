@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsIndex, cast, get_args
 
 from l2caf_onnx import methods, objectives, solvers
@@ -16,6 +16,9 @@ Target = int | str | Sequence[int]
 OURS = "l2caf"
 AUTO = "auto"
 DEFAULT_RADIUS = 0.5
+_SHARP = (
+    0.05  # sigma of the solver "slope" for questions of no class: what holds an output has an edge, says a toy's clip
+)
 PRESETS = ("paper",)
 PROOFS = ("tail", "model")
 
@@ -129,8 +132,8 @@ def plan(
     """Fill in what the user left open; what is given wins over the preset, and that over the defaults.
 
     Where neither objective, constraint, radius nor solver is named, the defaults are what measured best (README, "Maps
-    that tell the truth"): f >= 0, the radius "auto", and of a class its contrast with the strongest others, by the
-    solver "slope" where the tail has no closed form. If any of them is named, what is left open is the paper's sphere,
+    that tell the truth"): f >= 0, the radius "auto", the solver "slope" where the tail has no closed form, and of a class its
+    contrast with the strongest others. If any of them is named, what is left open is the paper's sphere,
     rho 0.5, the target's own score, free in every cell, by "exact" or "lbfgs".
 
     `preset="paper"`: the paper's class-specific or class-oblivious loss, norm 1, the authors' SGD loop, |f| drawn.
@@ -187,8 +190,8 @@ def plan(
     if solver == solvers.Slope.name and basis is not None:
         raise InputError(f"The solver {solver!r} takes no basis.", how="Leave one of them out.")
     exact: Literal["no", "where possible", "only"] = "no"
+    by_slope = measured and basis is None
     if solver == "auto":
-        by_slope = measured and chosen.class_specific and basis is None
         solver, exact = ("sgd", "no") if paper else ("slope" if by_slope else "lbfgs", "where possible")
     elif solver == "exact":
         solver, exact = "lbfgs", "only"
@@ -198,12 +201,15 @@ def plan(
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"The seed {seed!r} cannot be used.", how="Give a whole number from 0.")
+    how = solvers.resolve(solver)
+    if by_slope and isinstance(how, solvers.Slope) and not chosen.class_specific:
+        how = replace(how, sigma=_SHARP)
     return Plan(
         target=classes,
         objective=chosen,
         constraint=constraint,
         radius=radius,
-        solver=solvers.resolve(solver),
+        solver=how,
         exact=exact,
         fallback=fallback,
         absolute=paper,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -231,9 +232,14 @@ class Solving:
             return tail, self.reference or tail(torch.ones(self.scene.onnx.shape, device=self.scene.device))
 
     def _by_slope(self, filtered: Filtered, rho: Tensor) -> Solved:
-        """From runs at occlusions, which are filters of any size: the loss takes them as they are."""
+        """From runs at occlusions, which are filters of any size: the loss takes them as they are.
+
+        Of tokens, which norms make all of one size, a gradient is known to tell nothing.
+        """
         solver = self.asked.solver
         assert isinstance(solver, Slope)
+        if self.scene.stop.axes.grid is not None and math.isfinite(solver.better):
+            solver = replace(solver, untold=True)
         tail, normal = self._tail_of(filtered)
         within = replace(self.space(rho), lift=None)
         responds = torch.zeros(len(rho), dtype=torch.bool, device=self.scene.device)
@@ -243,6 +249,9 @@ class Solving:
 
         loss = self._loss(tail, normal, within, responds)
         solution = solver.minimise(loss, within, keep if self.asked.trace else None)
+        if solver.untold:
+            rows = solution.filter.flatten(1)
+            responds |= (rows != rows[:, :1]).any(1)
         self._refuse_unresponsive(responds, rho)
         with torch.no_grad():
             outputs = tail(solution.filter, torch.arange(len(rho)))

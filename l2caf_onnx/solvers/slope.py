@@ -36,7 +36,8 @@ class Slope:
     Where a tail hardly feels the size of a cell, but only whether it is there (a layer norm makes tokens of any size
     alike), a gradient tells nothing of what hiding a cell does. That shows in the losses under the occlusions: where s
     does not explain how they vary, and their own regression on the occlusions, fitted to one half of them, explains the
-    other half better, s is that regression (each cell's by itself, as RISE has it), of `hidden` occlusions.
+    other half better, s is that regression (each cell's by itself, as RISE has it), of `hidden` occlusions which hide a
+    cell wholly or not at all. Where that is known beforehand, no gradient is taken (`untold`).
 
     Each frame of a clip has its own minimum. The size of f plays no part in its shape, and nothing is drawn at random.
 
@@ -46,11 +47,13 @@ class Slope:
         at_once: So many occlusions of all samples together are evaluated at once, and at least one.
         hidden: Occlusions that are run without a gradient where the gradient does not tell, even.
         better: By so much must the regression's correlation with the losses be above the gradient's.
+        untold: Whether the gradient is known to tell nothing.
     """
 
     occlusions: int = 64
     hidden: int = 256
     better: float = 0.2
+    untold: bool = False
     sigma: float = 0.1
     at_once: int = 16
 
@@ -68,9 +71,37 @@ class Slope:
             SolverError: a sample's loss is not finite under the first occlusions, or its gradient under any.
         """
         samples = len(within.rho)
-        masks = occlusions(within.spatial, self.occlusions, frames=within.frames).to(within.rho.device)
         every = torch.arange(samples)
-        slope = torch.zeros(samples, *within.spatial, dtype=torch.float64, device=masks.device)
+        count = 0 if self.untold else self.occlusions
+        silent = torch.ones(samples, dtype=torch.bool)
+        slope = torch.zeros(samples, *within.spatial, dtype=torch.float64, device=within.rho.device)
+        if not self.untold:
+            silent = self._slope(fn, within, slope, tell).cpu()
+        if bool(silent.any()):
+            slope[silent] = self._regressed(fn, within, torch.nonzero(silent)[:, 0]).to(slope)
+            if tell is not None:
+                tell(self._steepest(slope, within))
+        f = self._steepest(slope, within)
+        with torch.no_grad():
+            reached = fn(f, every)
+        near = f"a neighbourhood of {self.sigma:g} of each side, in closed form."
+        reasons = (
+            f"The minimum of the loss's slope, a mean over {count} occlusions and {near}",
+            f"The minimum of the loss's regression on {self.hidden} occlusions, whose effect the gradient does not "
+            f"tell, and {near}",
+        )
+        return Solution(
+            filter=f,
+            loss=reached.detach(),
+            evaluations=count + self.hidden * silent.long(),
+            stop_reason=tuple(reasons[int(s)] for s in silent),
+        )
+
+    def _slope(self, fn: LossFunction, within: Space, slope: Tensor, tell: Callable[[Tensor], None] | None) -> Tensor:
+        """Adds the gradients under the occlusions up in `slope`; (N,): where they do not tell."""
+        samples = len(slope)
+        masks = occlusions(within.spatial, self.occlusions, frames=within.frames).to(slope.device)
+        every = torch.arange(samples)
         seen: list[Tensor] = []
         for part in self._parts(masks, samples):
             rows, numbers = part.repeat_interleave(samples, 0), every.repeat(len(part))
@@ -87,26 +118,7 @@ class Slope:
                 where=f"Of {len(masks)}.",
                 how="Look for infinities in the tail, or choose another solver.",
             )
-        silent = self._silent(masks, torch.cat(seen), self._smooth(slope, within))
-        if bool(silent.any()):
-            slope[silent] = self._regressed(fn, within, torch.nonzero(silent)[:, 0].cpu()).to(slope)
-            if tell is not None:
-                tell(self._steepest(slope, within))
-        f = self._steepest(slope, within)
-        with torch.no_grad():
-            reached = fn(f, every)
-        near = f"a neighbourhood of {self.sigma:g} of each side, in closed form."
-        reasons = (
-            f"The minimum of the loss's slope, a mean over {len(masks)} occlusions and {near}",
-            f"The minimum of the loss's regression on {self.hidden} occlusions, whose effect the gradient does not "
-            f"tell, and {near}",
-        )
-        return Solution(
-            filter=f,
-            loss=reached.detach(),
-            evaluations=len(masks) + self.hidden * silent.cpu().long(),
-            stop_reason=tuple(reasons[int(s)] for s in silent),
-        )
+        return self._silent(masks, torch.cat(seen), self._smooth(slope, within))
 
     def _parts(self, masks: Tensor, samples: int) -> Iterator[Tensor]:
         step = max(self.at_once // samples, 1)
@@ -128,12 +140,13 @@ class Slope:
 
     def _regressed(self, fn: LossFunction, within: Space, numbers: Tensor) -> Tensor:
         """Of those samples the regression of the loss on occlusions: (k, *spatial)."""
-        masks = occlusions(within.spatial, self.hidden, frames=within.frames).to(within.rho.device)
+        masks = occlusions(within.spatial, self.hidden, frames=within.frames).round().to(within.rho.device)
         losses: list[Tensor] = []
         with torch.no_grad():
             for part in self._parts(masks, len(numbers)):
                 rows = part.repeat_interleave(len(numbers), 0)
                 losses.append(fn(rows, numbers.repeat(len(part))).double().reshape(-1, len(numbers)))
+        refuse_unusable_start(torch.cat(losses).sum(0))
         found = regression(masks.double().flatten(1), torch.cat(losses))
         return found.reshape(len(numbers), *within.spatial)
 

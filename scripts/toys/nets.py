@@ -172,8 +172,9 @@ class Patches(nn.Module):
 class Layer(nn.Module):
     """A transformer's layer, norms first: (N, T, width) -> the same."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, tokens: int) -> None:
         super().__init__()
+        self.tokens = tokens
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
@@ -183,30 +184,41 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
         # The shapes are written out, and not asked of the tensors, so that no node of the .onnx computes them.
-        parts = (p(y).reshape(-1, CELLS + 1, self.heads, self.each) for p in (self.query, self.key, self.value))
+        parts = (p(y).reshape(-1, self.tokens, self.heads, self.each) for p in (self.query, self.key, self.value))
         query, key, value = (p.transpose(1, 2) for p in parts)
         looks = (query @ key.transpose(2, 3) * self.each**-0.5).softmax(-1)
-        x = x + self.out((looks @ value).transpose(1, 2).reshape(-1, CELLS + 1, self.width))
+        x = x + self.out((looks @ value).transpose(1, 2).reshape(-1, self.tokens, self.width))
         return x + self.narrow(functional.relu(self.widen(self.norm2(x))))  # type: ignore[no-any-return]
 
 
 class Vit(Seeing):
-    """A vision transformer, its class token read at the end: (N, 1, 64, 64) -> logits (N, 10)."""
+    """A vision transformer, its class token read at the end: (N, 1, 64, 64) -> logits (N, 10).
+
+    The class token looks at the others in the last layer alone (class attention: Touvron et al., ICCV 2021, CaiT): else
+    it would know the answer before, and no other token would decide anything any more.
+    """
 
     def __init__(self, width: int = 64, heads: int = 4) -> None:
         super().__init__()
         self.patches = Patches(width)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(0.02 * torch.randn(1, CELLS + 1, width))
-        self.layer1, self.layer2 = Layer(width, heads), Layer(width, heads)
-        self.layer3, self.layer4 = Layer(width, heads), Layer(width, heads)
+        self.layer1, self.layer2, self.layer3 = (Layer(width, heads, CELLS) for _ in range(3))
+        self.layer4 = Layer(width, heads, CELLS + 1)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, CLASSES)
+        self.tells = nn.Linear(width, CLASSES + 1)  # for training alone: what a token holds, the last for nothing
+        self.passed: list[Tensor] = []  # what training last saw behind each of the layers without the class token
 
     def see(self, given: Tensor) -> Tensor:
         x = self.patches(given)
-        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[no-any-return]
+        first, x = (self.token + self.positions[:, :1]).expand(x.shape[0], -1, -1), x + self.positions[:, 1:]
+        passed = []
+        for layer in (self.layer1, self.layer2, self.layer3):
+            x = layer(x)
+            passed.append(x)
+        self.passed = passed if self.training else []
+        return self.layer4(torch.cat([first, x], 1))  # type: ignore[no-any-return]
 
     def read(self, seen: Tensor) -> tuple[Tensor, ...]:
         return (self.head(self.norm(seen)[:, 0]),)

@@ -1,7 +1,8 @@
 """How the toys are trained: fresh scenes at every step, AdamW, one cycle of the learning rate.
 
 What the last map finds outside of the digits costs, so that what a network saw is where its digit is: pooling alone
-lets it note a digit in a cell beside it.
+lets it note a digit in a cell beside it. For the same reason each token of the transformer is to tell which digit lies
+at its place, if any (token labelling: Jiang et al., NeurIPS 2021).
 
 Held-out scenes choose nothing here; they are only counted at the end.
 """
@@ -45,6 +46,7 @@ class Plan:
     batch: int = 64
     rate: float = 4e-3
     calm: float = 0.5  # how much is paid for a last map that is not 0 outside of the digits
+    labelled: float = 0.0  # how much is paid for tokens that do not tell what lies at their place
     input: str = "image"
     dynamic: bool = True  # whether the .onnx takes any batch, or one sample
     keeps_norms: bool = False  # whether batch norms stay nodes of their own in the .onnx
@@ -65,6 +67,8 @@ def train(plan: Plan, seed: int) -> nets.Seeing:
         loss = plan.loss(net.read(seen), batch)
         if plan.calm:
             loss = loss + plan.calm * straying(seen, batch)
+        if isinstance(net, nets.Vit):
+            loss = loss + plan.labelled * mislabelled(net, batch)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -93,6 +97,17 @@ def straying(seen: Tensor, shown: Sequence[Scene | Clip]) -> Tensor:
             cells[np.ix_((y >= box.y0) & (y < box.y1), (x >= box.x0) & (x < box.x1))] = 0
     mass = seen.sum(1)
     return ((mass * torch.from_numpy(outside)).sum((1, 2)) / (mass.sum((1, 2)) + 1e-6)).mean()
+
+
+def mislabelled(net: nets.Vit, shown: Sequence[Scene | Clip]) -> Tensor:
+    """Cross-entropy of what tokens tell against the digit in whose box their patch's centre lies, behind each layer."""
+    labels = torch.full((len(shown), nets.CELLS), nets.CLASSES)
+    centres = nets.cell_centres()
+    for row, scene in zip(labels, shown, strict=True):
+        for box in scene.boxes:
+            row[(centres >= torch.tensor(box[1:3])).all(1) & (centres < torch.tensor(box[3:])).all(1)] = box.label
+    parts = [functional.cross_entropy(net.tells(t).flatten(0, 1), labels.flatten()) for t in net.passed]
+    return torch.stack(parts).mean()
 
 
 def present(outputs: tuple[Tensor, ...], shown: Sequence[Scene | Clip]) -> Tensor:
@@ -147,7 +162,7 @@ PLANS = {
     ),
     "vit": Plan(
         make=nets.Vit, draw=partial(scenes.training, "vit"), held_out=partial(scenes.held_out, "vit"),
-        loss=present, score=scores.classes_right, outputs=("logits",), steps=3000, rate=1.5e-3, calm=0,
+        loss=present, score=scores.classes_right, outputs=("logits",), steps=3000, rate=1.5e-3, calm=0, labelled=1.0,
     ),
     "embedding": Plan(
         make=nets.Embedder, draw=partial(scenes.training, "embedding"), held_out=partial(scenes.held_out, "embedding"),
