@@ -152,7 +152,7 @@ def test_the_exact_solver_refuses_what_is_not_affine_by_name() -> None:
 def test_the_graphs_word_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stops, "affine_obstacle", lambda *_: None)
     found = caf.attend(weighted(BENT), feeds_of(BENT, 1), at="s")
-    assert (found.solver, found.certificate) == ("lbfgs", None)
+    assert (found.solver, found.certificate) == ("slope", None)
     with pytest.raises(caf.SolverError, match="not by its numbers"):
         caf.attend(weighted(BENT), feeds_of(BENT, 1), at="s", solver="exact")
 

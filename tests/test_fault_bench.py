@@ -238,7 +238,7 @@ def test_harmless_changes_are_harmless(name: str, tmp_path: Path) -> None:
             feeds = {n: v.transpose(0, 2, 3, 1) for n, v in feeds.items()}
         found = outputs_of(candidate, feeds)
         apart = distances(dict(zip(reference, found.values(), strict=True)), reference).max()
-        assert apart <= {"float32": FLOATS, "float16": HALVES, "int8": 0.3}[change.base], change.kind
+        assert apart <= {"float32": FLOATS, "float16": HALVES, "int8": 0.35}[change.base], change.kind
         assert (apart > FLOATS) == (change.base != "float32"), change.kind
         assert np.array_equal(answers(case, dict(zip(reference, found.values(), strict=True)), reference), said)
         kinds.append(change.kind)

@@ -17,7 +17,7 @@ from l2caf_onnx.filters import lifts, occlusions, space
 from l2caf_onnx.filters.occlusions import _dealt
 from l2caf_onnx.solvers import Slope, resolve
 from l2caf_onnx.solvers.slope import correlation, regression
-from tests.conftest import Arrays, normal, text, weighted
+from tests.conftest import VIT, Arrays, normal, text, weighted
 from tests.test_explain import BAKED, BENT, POOLED, UNMAPPED, feeds_of
 
 Array = NDArray[np.float64]
@@ -253,6 +253,50 @@ def test_what_the_gradient_does_not_tell_is_measured_for_the_samples_concerned()
     told = Slope(better=3).minimise(saturating, within)  # by the gradient alone it would be wrong
     y, x = divmod(int(told.filter[1].argmax()), 8)
     assert EFFECT[1, y, x] == 0
+
+
+def test_where_it_is_known_not_to_tell_no_gradient_is_taken() -> None:
+    seen: list[torch.Tensor] = []
+
+    def loss(f: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        assert not f.requires_grad
+        seen.append(f)
+        return saturating(f, numbers)
+
+    within = space("l2-nonneg", torch.full((2,), 0.42), (8, 8))
+    found = Slope(untold=True).minimise(loss, within)
+    hidden = torch.cat(seen[:-1])[::2]
+    assert hidden.shape == (256, 8, 8)
+    assert set(hidden.unique().tolist()) == {0.0, 1.0}  # hidden wholly or not at all
+    assert found.evaluations.tolist() == [256, 256]
+    assert all("regression on 256" in r for r in found.stop_reason)
+    for n in range(2):
+        y, x = divmod(int(found.filter[n].argmax()), 8)
+        assert EFFECT[n, y, x] == 1
+
+
+def test_tokens_are_regressed_by_hiding_them_in_onnxruntime_too() -> None:
+    model = weighted(VIT)
+    feeds = {"x": np.random.default_rng(3).standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    found = caf.attend(model, feeds, at="s", target=1)
+    assert (found.solver, found.evaluations.tolist(), found.grid) == ("slope", [256], "1+4x4")
+    assert found.proof.ok
+    masks = occlusions((4, 4), 256).round().numpy()
+    filtered = caf.insert_filter(model, "s", masks, layout="NTC[1+4x4]")
+    scores = caf.run(filtered, {"x": np.repeat(feeds["x"], 256, 0)})["y"].astype(np.float64)
+    losses = scores[:, [0, 2, 3, 4]].mean(1) - scores[:, 1]
+    flat = masks.reshape(256, 16).astype(np.float64)
+    gains = (losses - losses.mean()) @ (flat - flat.mean(0)) / ((flat - flat.mean(0)) ** 2).sum(0)
+    blur = neighbourhood(4, 0.1)
+    down = np.maximum(-blur @ gains.reshape(4, 4) @ blur.T, 0)
+    np.testing.assert_allclose(found.filter[0], found.radius[0] * 4 * down / np.linalg.norm(down), atol=1e-3)
+
+
+def test_tokens_that_decide_nothing_are_refused() -> None:
+    dead = weighted(VIT.replace("y = MatMul (z, wo)", "m = MatMul (z, wo)  y = Sub (m, m)"))
+    feeds = {"x": np.ones((1, 3, 8, 8), np.float32)}
+    with pytest.raises(SolverError, match="dead|does not respond"):
+        caf.attend(dead, feeds, at="s", target=1)
 
 
 def test_a_regression_of_dealt_masks_finds_what_each_cell_adds() -> None:

@@ -20,16 +20,19 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
 @pytest.mark.parametrize(
-    ("toy", "at"), [("cnn", "block5"), ("detector", "block1"), ("embedding", "block3"), ("vit", "layer2")]
+    ("toy", "at", "least"),
+    [("cnn", "block5", 0.97), ("detector", "block1", 0.97), ("embedding", "block3", 0.97), ("vit", "layer2", 0.85)],
 )
-def test_the_maximum_is_in_the_digit(toy: str, at: str) -> None:
+def test_the_maximum_is_in_the_digit(toy: str, at: str, least: float) -> None:
+    """A token of the transformer is half as wide as a digit: its centre may lie beside the box."""
     found = scenes_game(toy, [at], 12, ["default", "centre"])
-    assert found[at, "default"] >= 0.97
+    assert found[at, "default"] >= least
     assert found[at, "centre"] < 0.5  # the digits are not where a blind guess is
 
 
-def test_both_digits_of_a_class_are_covered() -> None:
-    assert scenes_game("cnn", ["block5"], 12, ["default"], two=True)["block5", "default"] >= 0.9
+@pytest.mark.parametrize(("toy", "at"), [("cnn", "block5"), ("vit", "layer1")])
+def test_both_digits_of_a_class_are_covered(toy: str, at: str) -> None:
+    assert scenes_game(toy, [at], 12, ["default"], two=True)[at, "default"] >= 0.9
 
 
 def test_each_frame_has_its_maximum_in_the_digit() -> None:

@@ -132,9 +132,9 @@ def plan(
     """Fill in what the user left open; what is given wins over the preset, and that over the defaults.
 
     Where neither objective, constraint, radius nor solver is named, the defaults are what measured best (README, "Maps
-    that tell the truth"): f >= 0, the radius "auto", the solver "slope" where the tail has no closed form, and of a class its
-    contrast with the strongest others. If any of them is named, what is left open is the paper's sphere,
-    rho 0.5, the target's own score, free in every cell, by "exact" or "lbfgs".
+    that tell the truth"): f >= 0, the radius "auto", the solver "slope" where the tail has no closed form, and for a
+    class its contrast with the strongest others. If any of them is named, what is left open is the paper's sphere, rho
+    0.5, the target's own score, free in every cell, by "exact" or "lbfgs".
 
     `preset="paper"`: the paper's class-specific or class-oblivious loss, norm 1, the authors' SGD loop, |f| drawn.
 
