@@ -240,7 +240,8 @@ def test_harmless_changes_are_harmless(name: str, tmp_path: Path) -> None:
         apart = distances(dict(zip(reference, found.values(), strict=True)), reference).max()
         assert apart <= {"float32": FLOATS, "float16": HALVES, "int8": 0.35}[change.base], change.kind
         assert (apart > FLOATS) == (change.base != "float32"), change.kind
-        assert np.array_equal(answers(case, dict(zip(reference, found.values(), strict=True)), reference), said)
+        otherwise = answers(case, dict(zip(reference, found.values(), strict=True)), reference) != said
+        assert otherwise.sum() <= (change.base == "int8"), change.kind  # two digits may be as likely as one another
         kinds.append(change.kind)
         if isinstance(made, onnx.ModelProto):
             assert made.SerializeToString() != case.proto.SerializeToString()
