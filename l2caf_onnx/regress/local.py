@@ -97,15 +97,30 @@ def relative(reference: Real, other: Real, count: int) -> Errors:
     infinite; where the other has NaN or infinity and the reference has not, it is infinite.
     """
     rows = count if reference.ndim and reference.shape[0] == count else 1
-    a = reference.reshape(rows, -1).astype(np.float64)
-    b = other.reshape(rows, -1).astype(np.float64)
+    a, b = reference.reshape(rows, -1), other.reshape(rows, -1)
+    with np.errstate(all="ignore"):
+        off, size = (_lengths(v) for v in (np.subtract(b, a, dtype=np.float64), a.astype(np.float64)))
+        if not (np.isfinite(off).all() and np.isfinite(size).all()):
+            return _with_infinities(a.astype(np.float64), b.astype(np.float64), count)
+        size = np.maximum(size, _LEAST * np.sqrt(np.mean(size**2)))
+        found = np.where(off == 0, 0.0, off / size)
+    return np.broadcast_to(np.where(np.isfinite(found), found, np.inf), (count,)).copy()
+
+
+def _lengths(rows: Errors) -> Errors:
+    squares: Errors = np.einsum("ij,ij->i", rows, rows)
+    return np.sqrt(squares)
+
+
+def _with_infinities(a: Errors, b: Errors, count: int) -> Errors:
+    """`relative` of rows that hold some: where only the other's is not finite, the error is infinite."""
     usual = np.isfinite(a)
     with np.errstate(all="ignore"):
         apart = np.where(usual, b - a, 0.0)
         broken = ~np.isfinite(apart).all(axis=1)
-        size = np.sqrt((np.where(usual, a, 0.0) ** 2).sum(axis=1))
+        size = _lengths(np.where(usual, a, 0.0))
         size = np.maximum(size, _LEAST * np.sqrt(np.mean(size**2)))
-        off = np.sqrt((np.where(np.isfinite(apart), apart, 0.0) ** 2).sum(axis=1))
+        off = _lengths(np.where(np.isfinite(apart), apart, 0.0))
         found = np.where(off == 0, 0.0, off / size)
     found = np.where(broken | ~np.isfinite(found), np.inf, found)
     return np.broadcast_to(found, (count,)).copy()
