@@ -83,8 +83,8 @@ def attend(  # type: ignore[misc]  # mypy wishes the options in all three places
             "smooth" for one that is blurred ("smooth:0.05"), "4+smooth" for the average of two, "full".
         solver: "exact" (closed form, with a certificate), "slope" (the minimum of the loss's mean slope under
             occlusions), "lbfgs", the authors' loops "sgd" and "adam", or "blackbox", which needs no gradient; "auto":
-            exact where the tail is affine and the question has a closed form, else slope for a class where objective,
-            constraint, radius and basis are left open, lbfgs otherwise ("sgd" with the preset), and blackbox where no
+            exact where the tail is affine and the question has a closed form, else slope where objective, constraint,
+            radius and basis are left open, lbfgs otherwise ("sgd" with the preset), and blackbox where no
             converter agrees with onnxruntime or has a gradient.
         preset: "paper": all as the authors had it, and the map shows |f| in place of max(f, 0).
         layout: One letter for each axis of `at`, and the grid of tokens in brackets, as in "NTC[1+14x14]" (one class
