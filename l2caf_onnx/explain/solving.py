@@ -117,6 +117,9 @@ class Solving:
                 return self._exact(tail, rho)
             if asked.exact == "only":
                 raise self._no_closed_form()
+        chosen = isinstance(asked.solver, Slope) and asked.fallback is not None  # it was not named
+        if self.filtered is not None and chosen and not self._has_rows(self.filtered):
+            self.asked = asked = replace(asked, solver=Lbfgs())  # many filters of a sample would not be told apart
         if self.filtered is not None and not isinstance(asked.solver, Slope):
             return self._by_gradient(self.filtered, rho)
         self.scene.refuse_dead(self.space(rho), asked.seed)
@@ -133,6 +136,11 @@ class Solving:
         rows = Rows(self.scene.onnx, self.objective, self.target, self.reference)
         solution = solver.minimise(rows.respond, rows.loss, self.space(rho).inner, self.scene.onnx.shape)
         return Solved(solution=solution, solver=solver.name, rho=rho)
+
+    def _has_rows(self, filtered: Filtered) -> bool:
+        """Whether every output has a row for each sample."""
+        samples = self.scene.onnx.samples
+        return all(v.ndim and len(v) == samples for v in self._tail_of(filtered)[1].values())
 
     def _collapsed(self, filtered: Filtered) -> Collapsed | None:
         """The affine tail as a matrix, where it is asked for; the authors' loops run on the tail itself."""

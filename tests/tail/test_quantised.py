@@ -306,8 +306,10 @@ def test_a_real_model_of_int8(variant: str, chelsea: Arrays, efficientnet: caf.M
     stops = [b for b in caf.breakpoints(model) if b.quantised]
     assert len(stops) >= sum(b.op_type != "Clip" for b in caf.breakpoints(efficientnet))  # those became quantisers
     for stop in (stops[-2], stops[len(stops) // 2]):
-        found = caf.attend(model, feeds, at=stop.name, proof="model" if stop is stops[-2] else "tail")
-        assert found.proof.ok
+        found = caf.attend(
+            model, feeds, at=stop.name, constraint="l2-nonneg", proof="model" if stop is stops[-2] else "tail"
+        )
+        assert (found.solver, found.proof.ok) == ("lbfgs", True)
         uniform = np.full(found.filter.shape[1:], found.radius[0], np.float32)
         cut = caf.cut(model, stop.name)
         whole = caf.run(model, feeds)
