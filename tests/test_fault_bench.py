@@ -238,10 +238,11 @@ def test_harmless_changes_are_harmless(name: str, tmp_path: Path) -> None:
             feeds = {n: v.transpose(0, 2, 3, 1) for n, v in feeds.items()}
         found = outputs_of(candidate, feeds)
         apart = distances(dict(zip(reference, found.values(), strict=True)), reference).max()
-        assert apart <= {"float32": FLOATS, "float16": HALVES, "int8": 0.35}[change.base], change.kind
+        wide = 0.35 if name == "toy-vit" else 0.3  # of 225 scenes its sound int8 models answer 1 to 2% otherwise
+        assert apart <= {"float32": FLOATS, "float16": HALVES, "int8": wide}[change.base], change.kind
         assert (apart > FLOATS) == (change.base != "float32"), change.kind
         otherwise = answers(case, dict(zip(reference, found.values(), strict=True)), reference) != said
-        assert otherwise.sum() <= (change.base == "int8"), change.kind  # two digits may be as likely as one another
+        assert otherwise.sum() <= (name == "toy-vit" and change.base == "int8"), change.kind
         kinds.append(change.kind)
         if isinstance(made, onnx.ModelProto):
             assert made.SerializeToString() != case.proto.SerializeToString()

@@ -68,6 +68,7 @@ class Solving:
         reference: Outputs that the objective is held against, batch first; None: the model's own.
         filtered: The tail in torch; None: there is none to be had.
         tried: The filters (N, *spatial) after each evaluation, where the question wants them.
+        ends: What solvers run, and the outputs that losses compare with, once made.
     """
 
     scene: Scene
@@ -77,6 +78,7 @@ class Solving:
     reference: Outputs | None
     filtered: Filtered | None
     tried: list[NDArray[np.float32]] = field(default_factory=list)
+    ends: tuple[Callable[..., Outputs], Outputs] | None = field(default=None, init=False)
 
     def space(self, rho: Tensor, basis: Basis = None) -> Space:
         """Where filters of those sizes (N,) live."""
@@ -232,6 +234,11 @@ class Solving:
 
     def _tail_of(self, filtered: Filtered) -> tuple[Callable[..., Outputs], Outputs]:
         """What a solver runs, the matrix of an affine tail in its place; and the outputs that losses compare with."""
+        if self.ends is None:
+            self.ends = self._made_of(filtered)
+        return self.ends
+
+    def _made_of(self, filtered: Filtered) -> tuple[Callable[..., Outputs], Outputs]:
         matrix = self._collapsed(filtered)
         if matrix is not None and matrix.fits and not matrix.made:
             _ = matrix.jacobian  # every further evaluation is a product
@@ -242,7 +249,8 @@ class Solving:
     def _by_slope(self, filtered: Filtered, rho: Tensor) -> Solved:
         """From runs at occlusions, which are filters of any size: the loss takes them as they are.
 
-        Of tokens, which norms make all of one size, a gradient is known to tell nothing.
+        Of tokens, which norms make all of one size, a gradient is known to tell nothing; it is taken all the same where
+        no regression is wanted (`better` infinite), as when two models must be asked in one way.
         """
         solver = self.asked.solver
         assert isinstance(solver, Slope)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
 from torch import Tensor
+from torch.nn import functional
 
 from l2caf_onnx.errors import InputError
 
@@ -57,7 +57,7 @@ def _minus_log_softmax(filtered: Outputs, normal: Outputs, samples: int, target:
     """-log softmax(FT)_target; of a single score, -log sigmoid."""
     scores = class_scores(filtered, samples=samples)
     own = score_of(target, scores)
-    return torch.logsumexp(scores, 1) - own if scores.shape[1] > 1 else F.softplus(-own)
+    return torch.logsumexp(scores, 1) - own if scores.shape[1] > 1 else functional.softplus(-own)
 
 
 def _minus_probability(filtered: Outputs, normal: Outputs, samples: int, target: Tensor | None) -> Tensor:

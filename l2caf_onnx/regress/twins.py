@@ -137,7 +137,7 @@ def _stepwise(
             (float(own[name].inputs), inputs[name]),
             (float(own[name].output), _rounded(value, "int8", 0, ranges.get(name))),
         ]  # fmt: skip
-        there = [times * _worst(reference, name, value, made, count) for times, made in parts]
+        there = [times * _worst(reference, name, value, made, count) for times, made in parts if times]
         found[name] = float(np.linalg.norm(there))
     return found
 

@@ -319,6 +319,12 @@ def test_a_real_model_of_int8(variant: str, chelsea: Arrays, efficientnet: caf.M
         own = caf.run(caf.insert_filter(model, stop.name, found.filter), feeds)[name]
         assert found.loss[0] == pytest.approx(float(np.mean((whole[name] - own) ** 2)), rel=1e-5)
         assert found.loss[0] < 0.8 * loss
+    usual = caf.attend(model, feeds, at=stops[-2].name)
+    assert (usual.solver, usual.proof.ok) == ("slope", True)
+    (name,) = caf.cut(model, stops[-2].name).to
+    kept = caf.run(caf.insert_filter(model, stops[-2].name, usual.filter), feeds)[name]
+    moved = float(np.mean((caf.run(model, feeds)[name] - kept) ** 2))
+    assert usual.loss[0] == pytest.approx(moved, rel=1e-5)
 
 
 @pytest.mark.slow
