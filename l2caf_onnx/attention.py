@@ -19,7 +19,7 @@ from .errors import InputError
 from .explain.batches import batches
 from .explain.explanation import Explanation
 from .explain.joining import joined
-from .explain.query import OURS, Plan, Query, Target, plan
+from .explain.query import OURS, Plan, Query, Target, planned
 from .explain.scene import Scene, record
 from .explain.stop import stop_at
 from .graph.model import Model, load
@@ -168,7 +168,7 @@ def attend_many(
     if not queries:
         raise InputError("There is no question.", where="`queries` is empty.", how="Give a Query at least.")
     plans = [
-        plan(
+        planned(
             target=q.target, objective=q.objective, constraint=q.constraint, radius=q.radius, solver=q.solver,
             preset=q.preset, basis=q.basis, select=q.select, reference=q.reference, method=q.method, proof=proof,
             ort_level=ort_level, seed=seed, trace=trace,

@@ -41,16 +41,17 @@ def run(
     level: Level = "disable",
     providers: Sequence[str] | None = None,
     threads: int | None = None,
+    check: bool = True,
 ) -> Arrays:
     """Run `model` by onnxruntime: {output name: array}. "disable", the default, is the reference semantics.
 
-    `threads` is how many compute; None: as onnxruntime chooses.
+    `threads` is how many compute; None: as onnxruntime chooses. `check=False` where the feeds are known to fit.
 
     Raises:
         InputError: a wrong input name, shape or type; an unknown level or provider.
         UnsupportedModelError: onnxruntime cannot load or run it; the node is named where onnxruntime says which.
     """
-    given = check_feeds(model, feeds)
+    given = check_feeds(model, feeds) if check else feeds
     chosen = session(model, level=level, providers=providers, threads=threads)
     names = [o.name for o in model.outputs]
     try:
@@ -132,7 +133,7 @@ def check_providers(providers: Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         InputError: one that this onnxruntime does not have.
     """
-    available = ort.get_available_providers()
+    available = _available()
     for name in providers or ():
         if name not in available:
             raise InputError(
@@ -141,6 +142,9 @@ def check_providers(providers: Sequence[str] | None) -> tuple[str, ...]:
                 how=f"It has {', '.join(available)}.",
             )
     return tuple(dict.fromkeys([*(providers or ()), CPU]))
+
+
+_available: Callable[[], list[str]] = cache(ort.get_available_providers)
 
 
 def _session(model: Model, level: str, providers: tuple[str, ...], threads: int | None) -> ort.InferenceSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 
@@ -26,7 +27,7 @@ from .query import OURS, Plan
 from .radius import calibrated
 from .scene import Scene
 from .solving import Solved, Solving
-from .threads import one_thread
+from .threads import beside, one_thread
 
 _FLAT = "A filter has no positive structure to show (it is constant, or nowhere positive): its map is blank."
 _METHOD_RHO = 0.5  # of the filter that is made of another method's map, for its proof
@@ -79,15 +80,18 @@ class Explanation:
         start = perf_counter()
         solving, solved = self._solved()
         found = perf_counter()
-        proof, deployed = self._proof(solved)
+        own = self._in_onnxruntime(solved)
+        shown, flat = self._shown(solved)
+        drawn = perf_counter()
+        proof, deployed = self._proof(solved, own)
         if not proof.ok and self.filtered is not None and self.asked.fallback is not None:
             self._fall_back(self._unproved(proof, self.filtered))
             solving, solved = self._solved()
             found = perf_counter()
-            proof, deployed = self._proof(solved)
-        proved = perf_counter()
-        shown, flat = self._shown(solved)
-        self.seconds = {"solve": found - start, "proof": proved - found, "map": perf_counter() - proved}
+            shown, flat = self._shown(solved)
+            drawn = perf_counter()
+            proof, deployed = self._proof(solved, self._in_onnxruntime(solved))
+        self.seconds = {"solve": found - start, "proof": perf_counter() - drawn, "map": drawn - found}
         self.notes += (_FLAT,) if any(flat) else ()
         trace = np.stack(solving.tried) if solving.tried else None
         return self._record(solved, solved.filter, shown, proof, deployed, trace)
@@ -114,7 +118,7 @@ class Explanation:
         solved = Solved(solution=solution, solver=method.name, rho=rho, outputs=lambda: outputs)
         solved = replace(solved, solution=replace(solution, loss=self._loss_in_onnxruntime(solved.filter)))
         self.notes += (_FLAT,) if any(flat) else ()
-        return self._record(solved, maps, shown, *self._proof(solved))
+        return self._record(solved, maps, shown, *self._proof(solved, self._in_onnxruntime(solved)))
 
     def _loss_in_onnxruntime(self, f: NDArray[np.float32]) -> Tensor:
         against = self.reference or self.scene.normal
@@ -190,19 +194,30 @@ class Explanation:
 
     # Proving
 
-    def _proof(self, solved: Solved) -> tuple[Parity, Parity | None]:
+    def _in_onnxruntime(self, solved: Solved) -> Callable[[], Arrays]:
+        """Tells what onnxruntime gives for the solution; on its way already where torch's part is as small."""
+        values = solved.filter
+        if solved.certificate is None or self.scene.device.type != "cpu":
+            return lambda: self.onnx.outputs(values)
+        return beside(lambda: self.onnx.outputs(values)).result
+
+    def _proof(self, solved: Solved, in_onnxruntime: Callable[[], Arrays]) -> tuple[Parity, Parity | None]:
         """onnxruntime runs the filtered `.onnx`, and what the solver saw is compared with it.
+
+        Args:
+            solved: The filter.
+            in_onnxruntime: See `_in_onnxruntime`.
 
         Returns:
             The proof; and the same for the whole filtered model at the level asked for, if that is another.
         """
         scene, values = self.scene, solved.filter
-        own = self._by_sample(self.onnx.outputs(values))
+        found = None if solved.outputs is None else {k: v.detach().cpu().numpy() for k, v in solved.outputs().items()}
+        own = self._by_sample(in_onnxruntime())
         stepwise = self.filtered.tail.stepwise if self.filtered is not None else None
-        if solved.outputs is None:  # run by itself, not among others as for the solver
+        if found is None:  # run by itself, not among others as for the solver
             found, checked = own, [scene.compared(self._by_sample(self.onnx.among_others(values)), own)]
         else:
-            found = {k: v.detach().cpu().numpy() for k, v in solved.outputs().items()}
             checked = [scene.compared(own, found)]
             if stepwise is not None:
                 checked = [stepwise.judged(checked[0], {k: on_host(v) for k, v in self.onnx.fed(values).items()})]

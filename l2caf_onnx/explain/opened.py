@@ -109,7 +109,7 @@ class Opened:
             bound = runtime.run_bound(self.stop.opened, fed, device="cpu", providers=self.providers)
             outputs = {name: value.numpy() for name, value in bound.items()}
         else:
-            outputs = runtime.run(self.stop.opened, fed, providers=self.providers)
+            outputs = runtime.run(self.stop.opened, fed, providers=self.providers, check=False)
         return {name: outputs[own] for name, own in zip(self.stop.cut.to, self.stop.own_names, strict=True)}
 
     def by_sample(self, outputs: Mapping[str, Tensor], samples: int | None = None) -> dict[str, Tensor]:

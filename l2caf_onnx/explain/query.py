@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, SupportsIndex, cast, get_args
 
 from l2caf_onnx import methods, objectives, solvers
@@ -222,6 +224,18 @@ def plan(
         method=None if method == OURS else methods.resolve(method),
         trace=trace,
     )
+
+
+_kept = lru_cache(maxsize=256, typed=True)(plan)
+
+
+def planned(**asked: Any) -> Plan:
+    """As `plan`, and once for the same question; a function of the user's may be another the next time."""
+    objective = asked.get("objective")
+    if objective is None or (isinstance(objective, str) and objective in objectives.OBJECTIVES):
+        with contextlib.suppress(TypeError):  # feeds and lists are no keys
+            return _kept(**asked)
+    return plan(**asked)
 
 
 def _usual_objective(classes: bool, select: bool, reference: bool, paper: bool) -> str:

@@ -89,8 +89,7 @@ class Stop:
 
 def has_quantised(model: Model) -> bool:
     """Whether some tensor holds integers of eight bits."""
-    infos = tensors(model).values()
-    return model.cache.get("quantised", lambda: any(i.dtype in ("int8", "uint8") for i in infos))
+    return model.cache.get("quantised", lambda: any(i.dtype in ("int8", "uint8") for i in tensors(model).values()))
 
 
 def stop_at(

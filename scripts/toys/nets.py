@@ -198,6 +198,8 @@ class Vit(Seeing):
     it would know the answer before, and no other token would decide anything any more.
     """
 
+    STOPS = 4  # the patches and three layers: where training hides tokens
+
     def __init__(self, width: int = 64, heads: int = 4) -> None:
         super().__init__()
         self.patches = Patches(width)
@@ -209,14 +211,19 @@ class Vit(Seeing):
         self.head = nn.Linear(width, CLASSES)
         self.tells = nn.Linear(width, CLASSES + 1)  # for training alone: what a token holds, the last for nothing
         self.passed: list[Tensor] = []  # what training last saw behind each of the layers without the class token
+        self.kept: Tensor | None = None  # what training hides: (STOPS, N, T, 1), 0 where a token is hidden
 
     def see(self, given: Tensor) -> Tensor:
         x = self.patches(given)
+        if self.kept is not None:
+            x = x * self.kept[0]
         first, x = (self.token + self.positions[:, :1]).expand(x.shape[0], -1, -1), x + self.positions[:, 1:]
         passed = []
-        for layer in (self.layer1, self.layer2, self.layer3):
+        for number, layer in enumerate((self.layer1, self.layer2, self.layer3), 1):
             x = layer(x)
             passed.append(x)
+            if self.kept is not None:
+                x = x * self.kept[number]
         self.passed = passed if self.training else []
         return self.layer4(torch.cat([first, x], 1))  # type: ignore[no-any-return]
 

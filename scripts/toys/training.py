@@ -25,6 +25,7 @@ from . import nets, scenes, scores
 from .scenes import Clip, Scene
 
 TEMPERATURE = 0.1
+HIDDEN = 0.4  # how often a digit's tokens are hidden from the transformer
 Arrays = tuple[NDArray[np.float32], ...]
 
 
@@ -63,8 +64,9 @@ def train(plan: Plan, seed: int) -> nets.Seeing:
     losses: list[float] = []
     for step in range(1, plan.steps + 1):
         batch = plan.draw(plan.batch, rng)
+        left = hide(net, batch, rng) if isinstance(net, nets.Vit) else batch
         seen = net.see(torch.from_numpy(stacked(batch)))
-        loss = plan.loss(net.read(seen), batch)
+        loss = plan.loss(net.read(seen), left)
         if plan.calm:
             loss = loss + plan.calm * straying(seen, batch)
         if isinstance(net, nets.Vit):
@@ -99,22 +101,56 @@ def straying(seen: Tensor, shown: Sequence[Scene | Clip]) -> Tensor:
     return ((mass * torch.from_numpy(outside)).sum((1, 2)) / (mass.sum((1, 2)) + 1e-6)).mean()
 
 
-def mislabelled(net: nets.Vit, shown: Sequence[Scene | Clip]) -> Tensor:
-    """Cross-entropy of what tokens tell against the digit in whose box their patch's centre lies, behind each layer."""
-    labels = torch.full((len(shown), nets.CELLS), nets.CLASSES)
+def hide(net: nets.Vit, shown: Sequence[Scene], rng: np.random.Generator) -> list[Scene]:
+    """Hide tokens at one stop of every other scene; gives the scenes as they can be seen then.
+
+    Of each digit all tokens whose patch's centre is in its box or none, of the others a share that differs.
+    """
+    kept = torch.ones(nets.Vit.STOPS, len(shown), nets.CELLS, 1)
+    left = list(shown)
+    for number in range(0, len(shown), 2):
+        scene = shown[number]
+        owner = owners(scene)
+        seen = torch.from_numpy(rng.random(nets.CELLS) < rng.random())
+        gone = [n for n in range(len(scene.digits)) if rng.random() < HIDDEN]
+        for n in range(len(scene.digits)):
+            seen[owner == n] = n not in gone
+        kept[rng.integers(nets.Vit.STOPS), number, :, 0] = seen.float()
+        for n in reversed(gone):
+            left[number] = left[number].without(n)
+    net.kept = kept
+    return left
+
+
+def owners(scene: Scene | Clip) -> Tensor:
+    """(64,): the number of the digit in whose box a patch's centre lies, -1 where in none."""
     centres = nets.cell_centres()
-    for row, scene in zip(labels, shown, strict=True):
-        for box in scene.boxes:
-            row[(centres >= torch.tensor(box[1:3])).all(1) & (centres < torch.tensor(box[3:])).all(1)] = box.label
-    parts = [functional.cross_entropy(net.tells(t).flatten(0, 1), labels.flatten()) for t in net.passed]
+    owner = torch.full((nets.CELLS,), -1)
+    for number, box in enumerate(scene.boxes):
+        owner[(centres >= torch.tensor(box[1:3])).all(1) & (centres < torch.tensor(box[3:])).all(1)] = number
+    return owner
+
+
+def mislabelled(net: nets.Vit, shown: Sequence[Scene | Clip]) -> Tensor:
+    """Cross-entropy of what tokens tell against the digit in whose box their patch's centre lies, behind each layer.
+
+    What was hidden before is not asked.
+    """
+    labels = torch.stack([torch.tensor([*(b.label for b in s.boxes), nets.CLASSES])[owners(s)] for s in shown])
+    known = torch.ones(len(shown), nets.CELLS, dtype=torch.bool)
+    parts = []
+    for number, tokens in enumerate(net.passed):
+        if net.kept is not None:
+            known = known & (net.kept[number, :, :, 0] > 0)
+        parts.append(functional.cross_entropy(net.tells(tokens)[known], labels[known]))
     return torch.stack(parts).mean()
 
 
 def present(outputs: tuple[Tensor, ...], shown: Sequence[Scene | Clip]) -> Tensor:
-    """Cross-entropy against the classes present, each as likely as the other, however many digits it has."""
+    """Cross-entropy against the classes present, each as likely as the other, however many digits it has; all if none."""
     targets = torch.zeros(len(shown), nets.CLASSES)
     for row, scene in zip(targets, shown, strict=True):
-        labels = list(scene.labels)
+        labels = list(scene.labels) or list(range(nets.CLASSES))
         row[labels] = 1 / len(labels)
     return functional.cross_entropy(outputs[0], targets)
 
