@@ -6,7 +6,9 @@ filtered `.onnx`, to confirm what torch found.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -185,7 +187,7 @@ def attend_many(
     total, parts = batches(loaded, feeds, batch_size)
     _check_targets(plans, total)
     found: list[list[Attention]] = [[] for _ in queries]
-    with torch.inference_mode(False):
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext():
         for batch in parts:
             start = batch.samples.start
             for pieces, recorded in record(loaded, batch.pieces, stops, providers, on_gpu, unknown):
@@ -230,6 +232,7 @@ def placed(device: str, providers: Sequence[str] | None) -> tuple[torch.device, 
     return where, ["CUDAExecutionProvider"] if providers is None and where.type == "cuda" else providers
 
 
+@cache
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)

@@ -15,6 +15,7 @@ from l2caf_onnx.agreement import RTOL
 
 from .collapsed import Collapsed
 from .filtered import Outputs
+from .opened import Arrays
 
 CLEARLY = 10 * RTOL["float32"]  # of the largest output
 
@@ -59,16 +60,15 @@ def clearly_apart(a: Outputs, b: Outputs, normal: Outputs, samples: int) -> bool
     return bool(apart) and bool(torch.stack(apart).any(0).all())
 
 
-def moved_from_zero(tail: Collapsed, outputs: Outputs) -> bool:
+def moved_from_zero(tail: Collapsed, outputs: Arrays) -> bool:
     """Whether the outputs of an affine tail are clearly others than those of the filter 0, for each sample.
 
     Then they are others at f and at -f, f and other filters: it is not dead.
     """
     moved = np.zeros(tail.samples, bool)
-    rows, zero = tail.row_of(outputs).cpu().numpy(), tail.origin.cpu().numpy()
     start = 0
-    for size in tail.sizes:
-        new, old = (v[:, start : start + size] for v in (rows, zero))
+    for size, found in zip(tail.sizes, outputs.values(), strict=True):
+        new, old = found.reshape(tail.samples, size), tail.zero[:, start : start + size]
         start += size
         most = CLEARLY * np.maximum(np.abs(new).max(axis=1), np.abs(old).max())
         moved |= np.abs(new - old).max(axis=1) > most

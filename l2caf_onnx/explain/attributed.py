@@ -51,10 +51,10 @@ def attributed(
     return found
 
 
-def drawn(maps: NDArray[np.float32], size: tuple[int, ...]) -> tuple[Tensor, list[bool]]:
+def drawn(maps: NDArray[np.float32], size: tuple[int, ...]) -> tuple[NDArray[np.float32], list[bool]]:
     """The maps as `heatmap` draws filters, from the lowest value up: a method's own zero is not known."""
     lowest = maps.reshape(len(maps), -1).min(axis=1).reshape(-1, *[1] * (maps.ndim - 1))
-    return heatmap(torch.from_numpy(maps - lowest), size, absolute=False)
+    return heatmap(maps - lowest, size, absolute=False)
 
 
 class _Cells:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,24 +12,12 @@ from torch import Tensor
 from l2caf_onnx.filters import norm_of
 from l2caf_onnx.objectives import Objective
 from l2caf_onnx.records import Certificate
-from l2caf_onnx.solvers import Solution, exact
+from l2caf_onnx.solvers import exact
 
 from .collapsed import Collapsed, Vectors
+from .solved import Rho, Solved
 
 _FORMS = {"l2": ("linear", "squares"), "l2-nonneg": ("linear", "squares"), "softmax": ("linear",)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Closed:
-    """The answers of a batch.
-
-    Attributes:
-        solution: Filters and why they are the answer.
-        certificate: What is proved of them.
-    """
-
-    solution: Solution
-    certificate: Certificate
 
 
 def has_closed_form(objective: Objective, constraint: str) -> bool:
@@ -39,31 +26,29 @@ def has_closed_form(objective: Objective, constraint: str) -> bool:
 
 
 def closed_form(
-    tail: Collapsed, objective: Objective, constraint: str, rho: Tensor, target: Tensor | None, seed: int
-) -> Closed:
-    """Minimise on the collapsed tail, each sample by itself.
+    tail: Collapsed, objective: Objective, constraint: str, rho: Rho, classes: Sequence[int] | None, seed: int
+) -> Solved:
+    """Minimise on the collapsed tail, each sample by itself; what it gives there is left to be asked.
 
     Raises:
         SolverError: the outputs asked about do not depend on the filter.
         InputError: see `Objective.losses`.
     """
     radii = [norm_of(r, tail.cells) for r in rho.tolist()]
-    with torch.no_grad():
-        if objective.form == "linear":
-            answers, passes = _of_linear(*_linear(tail, objective, target), constraint, radii, tail.cells), 1
-        else:
+    if objective.form == "linear":
+        answers, passes = _of_linear(*_linear(tail, objective, classes), constraint, radii, tail.cells), 1
+    else:
+        with torch.no_grad():
             answers, passes = _least_squares(tail, constraint, radii, seed), tail.passes
-        found = answers[0].filter if len(answers) == 1 else np.stack([a.filter for a in answers])
-        values = found.astype(np.float32).reshape(tail.onnx.shape)
-        filters = torch.from_numpy(values).to(tail.origin.device)
+    found = answers[0].filter if len(answers) == 1 else np.stack([a.filter for a in answers])
     kinds = tuple(a.kind for a in answers)
-    return Closed(
-        solution=Solution(
-            filter=filters,
-            loss=torch.tensor([a.loss for a in answers], dtype=torch.float64),
-            evaluations=torch.full((tail.samples,), passes),
-            stop_reason=tuple(a.reason for a in answers),
-        ),
+    return Solved(
+        filter=found.astype(np.float32).reshape(tail.onnx.shape),
+        loss=np.array([a.loss for a in answers]),
+        evaluations=np.full(tail.samples, passes),
+        stop_reason=tuple(a.reason for a in answers),
+        solver="exact",
+        rho=rho,
         certificate=Certificate(
             kind="global" if all(k == "global" for k in kinds) else "gap",
             kinds=kinds,
@@ -74,17 +59,23 @@ def closed_form(
     )
 
 
-def _linear(tail: Collapsed, objective: Objective, target: Tensor | None) -> tuple[Vectors, Vectors]:
+def _linear(tail: Collapsed, objective: Objective, classes: Sequence[int] | None) -> tuple[Vectors, Vectors]:
     """Loss(f) = offset + slope . f: the slopes J' dL/dz, (N, cells), and the offsets (N,)."""
     if not objective.sums_few or tail.classes is None:
+        target = torch.tensor(classes, device=tail.origin.device) if classes is not None else None
         with torch.enable_grad():
             z = tail.origin.detach().clone().requires_grad_(True)
             losses = objective.losses(tail.named(z), tail.normal, samples=tail.samples, target=target)
             (weights,) = torch.autograd.grad(losses.sum(), z)
-        return _host(tail.gradient(weights)), _host(losses.detach())
-    scores = tail.row_of(tail.normal) if objective.ranks else None
-    places, shares = objective.terms(scores, tail.classes, target)
-    return _host(tail.combined(places, shares)), _host((tail.origin.gather(1, places) * shares).sum(1))
+        with torch.no_grad():
+            return _host(tail.gradient(weights)), _host(losses.detach())
+    scores = None
+    if objective.ranks:
+        (unfiltered,) = tail.at(np.ones(tail.onnx.shape, np.float32)).values()
+        scores = unfiltered.reshape(tail.samples, -1)
+    places, shares = objective.terms(scores, tail.classes, classes)
+    offsets = (np.take_along_axis(tail.zero, places, 1) * shares).sum(1, dtype=np.float64)
+    return tail.combined(places, shares), offsets
 
 
 def _host(values: Tensor) -> Vectors:

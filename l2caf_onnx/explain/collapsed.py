@@ -25,7 +25,8 @@ from l2caf_onnx.graph.pooled import Pooled, pooled
 from l2caf_onnx.graph.product import PRODUCT, ROWS, product
 from l2caf_onnx.tail import to_torch
 
-from .filtered import Filtered, Outputs
+from .filtered import Filtered, Outputs, as_tensor
+from .threads import one_thread
 
 Vectors = NDArray[np.float64]
 
@@ -46,6 +47,8 @@ class _Rest:
         matrix: (M, C).
         bias: (M,).
         unit: 1, or 1 / cells where the pool is a mean.
+        rows: The matrix on the host.
+        offsets: The bias there.
         shapes: Of the outputs of a sample, by name.
     """
 
@@ -53,6 +56,8 @@ class _Rest:
     bias: Tensor
     unit: float
     shapes: dict[str, tuple[int, ...]]
+    rows: NDArray[np.float32]
+    offsets: NDArray[np.float32]
     _models: list[Model] = field(default_factory=list)
 
     def times(self, share: Tensor) -> Tensor:
@@ -71,24 +76,43 @@ class Collapsed:
 
     Attributes:
         filtered: The tail.
-        origin: z0, (N, M): all outputs of the filter 0, in a row.
+        lean: Whether a question about few outputs is answered on the host without torch, each of whose functions costs
+            more than what it computes where there is one sample.
     """
 
     def __init__(self, filtered: Filtered) -> None:
         self.filtered, self.onnx = filtered, filtered.onnx
         self.samples, self.cells = self.onnx.samples, self.onnx.cells
-        self._rest, self._share = _pool_of(filtered)
+        self._rest, self._pooled = _pool_of(filtered)
         self.shapes: dict[str, tuple[int, ...]] = dict(self._rest.shapes) if self._rest is not None else {}
+        self.lean = self._rest is not None and self.samples == 1 and filtered.device.type == "cpu"
+
+    @cached_property
+    def origin(self) -> Tensor:
+        """z0: (N, M)."""
         if self._rest is not None:
-            self.origin = self._rest.bias[None].expand(self.samples, -1)
-        else:
-            with torch.no_grad():
-                self.origin = self.row_of(filtered(self._zeros()))
+            return self._rest.bias[None].expand(self.samples, -1)
+        with one_thread(), torch.no_grad():
+            return self.row_of(self.filtered(self._zeros()))
+
+    @cached_property
+    def zero(self) -> NDArray[np.float32]:
+        """z0 on the host: (N, M)."""
+        if self._rest is not None:
+            return np.broadcast_to(self._rest.offsets, (self.samples, self._rest.offsets.size))
+        found: NDArray[np.float32] = self.origin.cpu().numpy()
+        return found
+
+    @cached_property
+    def _share(self) -> Tensor:
+        """Where the cells are pooled, the activations: (N, C, cells)."""
+        pooled = self._pooled
+        return (pooled if isinstance(pooled, Tensor) else as_tensor(pooled)).to(self.filtered.device)
 
     @property
     def size(self) -> int:
         """M, outputs of a sample."""
-        return self.origin.shape[1]
+        return self._rest.offsets.size if self._rest is not None else self.origin.shape[1]
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -134,18 +158,36 @@ class Collapsed:
         shapes = list(self.shapes.values())
         return self.size if len(shapes) == 1 and sum(s != 1 for s in shapes[0]) <= 1 and shapes[0] else None
 
-    def combined(self, places: Tensor, weights: Tensor) -> Tensor:
+    def combined(self, places: NDArray[np.int64], weights: NDArray[np.float32]) -> Vectors:
         """J' w: (N, cells), where w has for each sample the weights (N, k) at the places (N, k) and is 0 elsewhere."""
+        if self.lean and not self.made:
+            assert self._rest is not None
+            row = np.einsum("k,kc->c", weights[0], self._rest.rows[places[0]])
+            found: Vectors = self._rest.unit * np.einsum("ck,c->k", self._pooled[0], row).astype(np.float64)[None]
+            return found
+        with torch.no_grad():
+            return _host(self._combined(*(torch.from_numpy(v).to(self.filtered.device) for v in (places, weights))))
+
+    def _combined(self, places: Tensor, weights: Tensor) -> Tensor:
         if self.made:
             return torch.stack([w @ j[p] for w, j, p in zip(weights, self.jacobian, places, strict=True)])
         if self._rest is None:
             dense = torch.zeros(self.samples, self.size, device=self.origin.device)
             return self.gradient(dense.scatter_add_(1, places, weights))
-        if self.samples == 1:
-            row = torch.mv(self._rest.matrix[places[0]].T, weights[0])
-            return torch.mv(self._share[0].T, row)[None].mul_(self._rest.unit)
         rows = torch.einsum("nkc,nk->nc", self._rest.matrix[places], self._rest.unit * weights)
         return torch.bmm(rows[:, None], self._share)[:, 0]
+
+    def at(self, f: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """z0 + J f under the names of S2, batch first, for filters (N, *spatial); on the host."""
+        if self.lean:
+            assert self._rest is not None
+            mean = np.einsum("ck,k->c", self._pooled[0], np.float32(self._rest.unit) * f.reshape(-1))
+            z = self._rest.offsets + np.einsum("mc,c->m", self._rest.rows, mean)
+            parts = np.split(z, np.cumsum(self.sizes)[:-1]) if len(self.sizes) > 1 else [z]
+            return {n: p.reshape(1, *s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
+        with one_thread(), torch.no_grad():
+            found = self.outputs(torch.from_numpy(f).to(self.filtered.device))
+            return {name: v.cpu().numpy() for name, v in found.items()}
 
     def gradient(self, weights: Tensor) -> Tensor:
         """J' w: (N, cells), for weights (N, M) of the outputs."""
@@ -166,9 +208,6 @@ class Collapsed:
             jacobian = self.jacobian if samples is None else self.jacobian.index_select(0, samples.to(f.device))
             return torch.einsum("nmc,nc->nm", jacobian, flat)
         if self._rest is not None:
-            if len(flat) == self.samples == 1:
-                pooled = torch.mv(self._share[0], flat[0]).mul_(self._rest.unit)
-                return torch.mv(self._rest.matrix, pooled)[None]
             share = self._share if samples is None else self._share.index_select(0, samples.to(f.device))
             return torch.einsum("nck,nk->nc", share, self._rest.unit * flat) @ self._rest.matrix.T
         return self.row_of(self.filtered(f, samples)) - self._origin(samples)
@@ -251,7 +290,8 @@ def collapsed(filtered: Filtered) -> Collapsed | None:
     samples = filtered.onnx.samples
     try:
         found = Collapsed(filtered)
-        rows = found.origin.shape[0] == samples and all(len(s) < 8 for s in found.shapes.values())
+        rows = found.pooled or found.origin.shape[0] == samples
+        rows = rows and all(len(s) < 8 for s in found.shapes.values())
         verdict: list[bool | None] = stop.opened.cache.get("affine", lambda: [None])
         if verdict[0] is None:
             verdict[0] = rows and found.is_affine()
@@ -260,20 +300,27 @@ def collapsed(filtered: Filtered) -> Collapsed | None:
     return found if verdict[0] and rows else None
 
 
-def _pool_of(filtered: Filtered) -> tuple[_Rest | None, Tensor]:
-    """What follows the pool, where the cells are merely pooled, and the activations, (N, C, cells)."""
+def _host(values: Tensor) -> Vectors:
+    found: Vectors = values.double().cpu().numpy()
+    return found
+
+
+def _pool_of(filtered: Filtered) -> tuple[_Rest | None, Any]:
+    """What follows the pool, where the cells are merely pooled, and the activations, (N, C, cells), where they are."""
     stop, onnx, places = filtered.stop, filtered.onnx, filtered.stop.axes
-    nothing = torch.zeros(0)
-    at = filtered.held.get(stop.at)
-    if at is None or set(filtered.held) != {stop.at} or places.batch is None:
+    nothing = None
+    if filtered.reads != (stop.at,) or places.batch is None:
         return None, nothing
+    at = onnx.held[stop.at]
     plan: list[Any] = stop.opened.cache.get(
         ("rest", filtered.device, onnx.cells), lambda: [pooled(stop.opened, stop.axes), None]
     )
     pool, rest = plan
     if pool is None:
         return None, nothing
-    share = at.permute(places.batch, *places.channel, *places.spatial).reshape(onnx.samples, -1, onnx.cells)
+    order = (places.batch, *places.channel, *places.spatial)
+    moved = at.permute(order) if isinstance(at, Tensor) else at.transpose(order)
+    share = moved.reshape(onnx.samples, -1, onnx.cells)
     if rest is None:
         one = [1 if a == places.batch or a in places.spatial else at.shape[a] for a in range(places.rank)]
         shape = tuple(s for a, s in enumerate(one) if pool.keeps or a not in places.spatial)
@@ -310,7 +357,9 @@ def _rest(filtered: Filtered, pool: Pooled, shape: tuple[int, ...], cells: int) 
     except (L2cafError, RuntimeError, ValueError):
         return None
     matrix = _stored(stop.opened, torch.stack(columns, 1))
-    return _Rest(matrix, bias, 1 / cells if pool.mean else 1.0, {n: tuple(v.shape[1:]) for n, v in zero.items()})
+    shapes = {n: tuple(v.shape[1:]) for n, v in zero.items()}
+    host = matrix.cpu().numpy(), bias.cpu().numpy()
+    return _Rest(matrix, bias, 1 / cells if pool.mean else 1.0, shapes, *host)
 
 
 def _stored(opened: Model, matrix: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from time import perf_counter
 
 import numpy as np
@@ -26,8 +27,9 @@ from .opened import Arrays, on_host
 from .query import OURS, Plan
 from .radius import calibrated
 from .scene import Scene
-from .solving import Solved, Solving
-from .threads import beside, one_thread
+from .solved import Solved, sizes, solved
+from .solving import Solving
+from .threads import beside
 
 _FLAT = "A filter has no positive structure to show (it is constant, or nowhere positive): its map is blank."
 _METHOD_RHO = 0.5  # of the filter that is made of another method's map, for its proof
@@ -48,12 +50,16 @@ class Explanation:
             except (UnsupportedModelError, ParityError) as error:
                 self._fall_back(error)
         self.classes = self._classes(target)
-        self.target = torch.tensor(self.classes, device=scene.device) if self.classes is not None else None
         self.objective = asked.objective
         if asked.select is not None:
             watched = {name: scene.stop.batch[name] for name in scene.stop.cut.to}
             self.objective = selected(asked.objective, asked.select, watched)
         self.reference = scene.reference(asked.reference) if asked.reference is not None else None
+
+    @cached_property
+    def target(self) -> Tensor | None:
+        """(N,) the classes asked about."""
+        return torch.tensor(self.classes, device=self.scene.device) if self.classes is not None else None
 
     def _classes(self, target: tuple[int, ...] | str | None) -> tuple[int, ...] | None:
         if target is None:
@@ -78,29 +84,27 @@ class Explanation:
             assert self.filtered is not None
             return self._by_method(self.asked.method, self.filtered)
         start = perf_counter()
-        solving, solved = self._solved()
+        solving, answer = self._solved()
         found = perf_counter()
-        own = self._in_onnxruntime(solved)
-        shown, flat = self._shown(solved)
+        own = self._in_onnxruntime(answer)
+        shown, flat = self._shown(answer)
         drawn = perf_counter()
-        proof, deployed = self._proof(solved, own)
+        proof, deployed = self._proof(answer, own)
         if not proof.ok and self.filtered is not None and self.asked.fallback is not None:
             self._fall_back(self._unproved(proof, self.filtered))
-            solving, solved = self._solved()
+            solving, answer = self._solved()
             found = perf_counter()
-            shown, flat = self._shown(solved)
+            shown, flat = self._shown(answer)
             drawn = perf_counter()
-            proof, deployed = self._proof(solved, self._in_onnxruntime(solved))
+            proof, deployed = self._proof(answer, self._in_onnxruntime(answer))
         self.seconds = {"solve": found - start, "proof": perf_counter() - drawn, "map": drawn - found}
         self.notes += (_FLAT,) if any(flat) else ()
         trace = np.stack(solving.tried) if solving.tried else None
-        return self._record(solved, solved.filter, shown, proof, deployed, trace)
+        return self._record(answer, answer.filter, shown, proof, deployed, trace)
 
-    def _shown(self, solved: Solved) -> tuple[Tensor, list[bool]]:
+    def _shown(self, solved: Solved) -> tuple[NDArray[np.float32], list[bool]]:
         """The maps, and which of them are blank."""
-        size = self.scene.picture_size()
-        with one_thread():
-            return filters.heatmap(solved.solution.filter, size, absolute=self.asked.absolute)
+        return filters.heatmap(solved.filter, self.scene.picture_size(), absolute=self.asked.absolute)
 
     def _by_method(self, method: Method, filtered: Filtered) -> Attention:
         """Another method's map; proved by the filter that is made of it."""
@@ -108,44 +112,44 @@ class Explanation:
         shown, flat = drawn(maps, self.scene.picture_size())
         positive = torch.from_numpy(maps - maps.reshape(len(maps), -1).min(1).reshape(-1, *[1] * (maps.ndim - 1)))
         positive[torch.tensor(flat)] = 1.0
-        rho = torch.full((len(maps),), _METHOD_RHO)
-        f = filters.sized(positive, rho, frames=False, total=False).to(self.scene.device)
+        rho = np.full(len(maps), _METHOD_RHO)
+        f = filters.sized(positive, sizes(rho), frames=False, total=False).to(self.scene.device)
         with torch.no_grad():
             outputs = filtered(f)
         none = torch.zeros(len(maps), dtype=torch.int64)
         reasons = (f"The map of {method.name} ({method.source}).",) * len(maps)
         solution = Solution(filter=f, loss=torch.zeros(len(maps)), evaluations=none, stop_reason=reasons)
-        solved = Solved(solution=solution, solver=method.name, rho=rho, outputs=lambda: outputs)
-        solved = replace(solved, solution=replace(solution, loss=self._loss_in_onnxruntime(solved.filter)))
+        found = solved(solution, method.name, rho, outputs)
+        found = replace(found, loss=self._loss_in_onnxruntime(found.filter))
         self.notes += (_FLAT,) if any(flat) else ()
-        return self._record(solved, maps, shown, *self._proof(solved, self._in_onnxruntime(solved)))
+        return self._record(found, maps, shown, *self._proof(found, self._in_onnxruntime(found)))
 
-    def _loss_in_onnxruntime(self, f: NDArray[np.float32]) -> Tensor:
+    def _loss_in_onnxruntime(self, f: NDArray[np.float32]) -> NDArray[np.float64]:
         against = self.reference or self.scene.normal
-        return self.scene.losses(self.objective, self.target, against, f)
+        return self.scene.losses(self.objective, self.target, against, f).numpy()
 
     def _record(
         self,
         solved: Solved,
         filter: NDArray[np.float32],
-        shown: Tensor,
+        shown: NDArray[np.float32],
         proof: Parity,
         deployed: Parity | None,
         trace: NDArray[np.float32] | None = None,
     ) -> Attention:
         scene, asked, stop = self.scene, self.asked, self.scene.stop
         tail = self.filtered.tail if self.filtered is not None else None
-        loss = solved.solution.loss.detach().double()
+        loss = solved.loss
         if tail is None or tail.stepwise is not None:
             loss = self._loss_in_onnxruntime(solved.filter)
         return Attention(
             filter=filter,
-            heatmap=shown.numpy().astype(np.float32, copy=False),
-            loss=loss.cpu().numpy(),
-            evaluations=solved.solution.evaluations.cpu().numpy(),
-            radius=solved.rho.double().cpu().numpy(),
+            heatmap=shown,
+            loss=loss,
+            evaluations=solved.evaluations,
+            radius=solved.rho,
             target=self.classes,
-            stop_reason=solved.solution.stop_reason,
+            stop_reason=solved.stop_reason,
             at=stop.at,
             to=stop.cut.to,
             objective=asked.objective.name,
@@ -185,12 +189,12 @@ class Explanation:
 
     def _attempt(self) -> tuple[Solving, Solved]:
         solving = Solving(
-            scene=self.scene, asked=self.asked, objective=self.objective, target=self.target,
+            scene=self.scene, asked=self.asked, objective=self.objective, classes=self.classes,
             reference=self.reference, filtered=self.filtered,
         )  # fmt: skip
         if self.rho is None:
             return solving, calibrated(solving)
-        return solving, solving.solved(torch.full((self.onnx.samples,), self.rho))
+        return solving, solving.solved(np.full(self.onnx.samples, self.rho))
 
     # Proving
 
@@ -212,7 +216,7 @@ class Explanation:
             The proof; and the same for the whole filtered model at the level asked for, if that is another.
         """
         scene, values = self.scene, solved.filter
-        found = None if solved.outputs is None else {k: v.detach().cpu().numpy() for k, v in solved.outputs().items()}
+        found = None if solved.outputs is None else solved.outputs()
         own = self._by_sample(in_onnxruntime())
         stepwise = self.filtered.tail.stepwise if self.filtered is not None else None
         if found is None:  # run by itself, not among others as for the solver

@@ -7,6 +7,7 @@ open), else by `torch.func.vmap`, else one after the other: whichever gives what
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -47,9 +48,14 @@ class Filtered:
         self.tail: TorchTail = tail or self._converted(None, providers)
         if device.type != "cpu":
             self.tail = self.tail.to(device)
-        self.held = {n: _tensor(a).to(device) for n, a in onnx.held.items() if n in self.tail.reads}
+        self.reads = tuple(n for n in onnx.held if n in self.tail.reads)
         self._known: list[Way | None] = self.stop.opened.cache.get("way", lambda: [None])
-        self._axes = {n: onnx.sample_axis(n) for n in self.held}
+        self._axes = {n: onnx.sample_axis(n) for n in self.reads}
+
+    @cached_property
+    def held(self) -> dict[str, Tensor]:
+        """What the tail reads but for the filter, by name."""
+        return {n: as_tensor(self.onnx.held[n]).to(self.device) for n in self.reads}
 
     def _converted(self, piece: slice | None, providers: Sequence[str] | None) -> TorchTail:
         """As `to_torch`, for a piece of the batch or all of it; looked up without a glance at the values, where these
@@ -243,7 +249,8 @@ def _tolerance(a: Tensor) -> float:
     return RTOL.get(str(a.dtype).removeprefix("torch."), 0.0) * float(a.abs().amax() if a.numel() else 0.0)
 
 
-def _tensor(array: Any) -> Tensor:
+def as_tensor(array: Any) -> Tensor:
+    """An array as a tensor, in place where it may be; a tensor as it is."""
     if isinstance(array, Tensor):
         return array
     return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else np.array(array))

@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
-from .solving import Solved, Solving
+from .solved import Rho, Solved
+from .solving import Solving
 
 RHO_OF_CLASS, RHO = 0.42, 0.5
 _STEP = math.sqrt(2)
@@ -34,15 +34,15 @@ def calibrated(solving: Solving) -> Solved:
     return solving.solved(radii(solving))
 
 
-def radii(solving: Solving) -> torch.Tensor:
+def radii(solving: Solving) -> Rho:
     """(N,) rho of each sample; the largest of the path where it is dead at all of them, which the solver refuses."""
     largest = _BELOW_ONE if solving.asked.changes else _LARGEST
-    rho = torch.full((solving.scene.onnx.samples,), RHO_OF_CLASS if solving.objective.class_specific else RHO)
+    rho = np.full(solving.scene.onnx.samples, RHO_OF_CLASS if solving.objective.class_specific else RHO)
     if solving.exact is not None:  # an affine tail is as much alive at one size as at another
         return rho
     while True:
         dead = solving.scene.dead(solving.space(rho), solving.asked.seed)
-        raised = torch.where(torch.from_numpy(dead), (rho * _STEP).clamp_max(largest), rho)
-        if not np.any(dead) or torch.equal(raised, rho):
+        raised = np.where(dead, np.minimum(rho * _STEP, largest), rho)
+        if not np.any(dead) or np.array_equal(raised, rho):
             return rho
         rho = raised

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,45 +18,21 @@ from l2caf_onnx.filters import Basis, Space, averaged, parse_basis, space
 from l2caf_onnx.graph.half import uses_half
 from l2caf_onnx.graph.nodes import label
 from l2caf_onnx.objectives import Objective
-from l2caf_onnx.records import Certificate
 from l2caf_onnx.solvers import Blackbox, Lbfgs, LossFunction, Slope, Solution
 
 from .alive import Seen, clearly_apart, moved_from_zero
 from .closed_form import closed_form, has_closed_form
 from .collapsed import Collapsed
 from .filtered import Filtered, Outputs
+from .opened import Arrays
 from .query import Plan
 from .rows import Rows
 from .scene import Scene
+from .solved import Rho, Solved, sizes, solved
 from .threads import one_thread
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Solved:
-    """A solution, and what found it.
-
-    Attributes:
-        solution: Filters and how they were found.
-        solver: The name of the solver that ran.
-        rho: (N,) the sizes of the filters.
-        outputs: Tells what torch gives for the solution, batch first; None for the solver blackbox.
-        certificate: Of the exact solver.
-    """
-
-    solution: Solution
-    solver: str
-    rho: Tensor
-    outputs: Callable[[], Outputs] | None = None
-    certificate: Certificate | None = None
-
-    @property
-    def filter(self) -> NDArray[np.float32]:
-        """(N, *spatial)."""
-        found: NDArray[np.float32] = self.solution.filter.detach().float().cpu().numpy()
-        return found
-
-
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Solving:
     """One question about one scene, ready to be solved at any size of the filter.
 
@@ -64,7 +40,7 @@ class Solving:
         scene: The breakpoint on the batch.
         asked: The question.
         objective: Of the question, bound to what is watched.
-        target: (N,) classes, or None.
+        classes: Of each sample the class asked about, or None.
         reference: Outputs that the objective is held against, batch first; None: the model's own.
         filtered: The tail in torch; None: there is none to be had.
         tried: The filters (N, *spatial) after each evaluation, where the question wants them.
@@ -74,17 +50,22 @@ class Solving:
     scene: Scene
     asked: Plan
     objective: Objective
-    target: Tensor | None
+    classes: tuple[int, ...] | None
     reference: Outputs | None
     filtered: Filtered | None
     tried: list[NDArray[np.float32]] = field(default_factory=list)
     ends: tuple[Callable[..., Outputs], Outputs] | None = field(default=None, init=False)
 
-    def space(self, rho: Tensor, basis: Basis = None) -> Space:
+    @cached_property
+    def target(self) -> Tensor | None:
+        """The classes as a tensor."""
+        return torch.tensor(self.classes, device=self.scene.device) if self.classes is not None else None
+
+    def space(self, rho: Rho, basis: Basis = None) -> Space:
         """Where filters of those sizes (N,) live."""
         onnx, asked = self.scene.onnx, self.asked
         return space(
-            asked.constraint, rho, onnx.spatial, basis=basis, frames=self.scene.frames, device=self.scene.device
+            asked.constraint, sizes(rho), onnx.spatial, basis=basis, frames=self.scene.frames, device=self.scene.device
         )
 
     @property
@@ -105,7 +86,7 @@ class Solving:
         """Whether a filter that is free in every cell may be the answer."""
         return self.chains == ((None,),)
 
-    def solved(self, rho: Tensor) -> Solved:
+    def solved(self, rho: Rho) -> Solved:
         """The best filter of those sizes (N,).
 
         Raises:
@@ -137,7 +118,7 @@ class Solving:
             )
         rows = Rows(self.scene.onnx, self.objective, self.target, self.reference)
         solution = solver.minimise(rows.respond, rows.loss, self.space(rho).inner, self.scene.onnx.shape)
-        return Solved(solution=solution, solver=solver.name, rho=rho)
+        return solved(solution, solver.name, rho)
 
     def _has_rows(self, filtered: Filtered) -> bool:
         """Whether every output has a row for each sample."""
@@ -148,32 +129,30 @@ class Solving:
         """The affine tail as a matrix, where it is asked for; the authors' loops run on the tail itself."""
         if self.asked.exact == "no" or filtered.stop.obstacle is not None:
             return None
-        with one_thread():
-            return self.scene.collapsed
+        return self.scene.collapsed
 
     # In closed form
 
-    def _exact(self, tail: Collapsed, rho: Tensor) -> Solved:
+    def _exact(self, tail: Collapsed, rho: Rho) -> Solved:
         asked = self.asked
         if self.objective.form == "squares" and tail.fits:
             _ = tail.jacobian  # runs of the tail, or one large product, which are worth all threads
         small = self.scene.device.type == "cpu" and (tail.pooled or tail.made)
+        torchless = tail.lean and self.objective.sums_few
         try:
-            with one_thread() if small else contextlib.nullcontext():
-                found = closed_form(tail, self.objective, asked.constraint, rho, self.target, asked.seed)
+            with one_thread() if small and not torchless else contextlib.nullcontext():
+                found = closed_form(tail, self.objective, asked.constraint, rho, self.classes, asked.seed)
         except SolverError:
             self.scene.refuse_dead(self.space(rho), asked.seed)  # that reason comes first
             raise
 
-        @cache
-        def outputs() -> Outputs:
-            with one_thread(), torch.no_grad():
-                given = tail.outputs(found.solution.filter)
+        def outputs() -> Arrays:
+            given = tail.at(found.filter)
             if not moved_from_zero(tail, given):
                 self.scene.refuse_dead(self.space(rho), asked.seed)
             return given
 
-        return Solved(solution=found.solution, solver="exact", rho=rho, outputs=outputs, certificate=found.certificate)
+        return replace(found, outputs=outputs)
 
     def _no_closed_form(self) -> SolverError:
         stop = self.scene.stop
@@ -195,7 +174,7 @@ class Solving:
 
     # By gradient
 
-    def _by_gradient(self, filtered: Filtered, rho: Tensor) -> Solved:
+    def _by_gradient(self, filtered: Filtered, rho: Rho) -> Solved:
         asked, scene, samples = self.asked, self.scene, self.scene.onnx.samples
         assert not isinstance(asked.solver, Blackbox | Slope)
         tail, normal = self._tail_of(filtered)
@@ -220,7 +199,7 @@ class Solving:
                 f = within.filters(solutions[-1].filter).detach()
             assert f is not None
             ends.append(f)
-        f = averaged(ends, rho, frames=scene.frames, constraint=asked.constraint)
+        f = averaged(ends, sizes(rho), frames=scene.frames, constraint=asked.constraint)
         with torch.no_grad():
             outputs = seen.at(f) or tail(f.to(scene.device))
         coarse = scene.stop.integers or uses_half(scene.model)  # parity leaves more open there
@@ -230,7 +209,7 @@ class Solving:
         with torch.no_grad():
             reached = self.objective.losses(outputs, normal, samples=samples, target=self.target)
         solution = _in_all(solutions, f, reached if len(ends) > 1 else None, str(asked.basis))
-        return Solved(solution=solution, solver=asked.solver.name, rho=rho, outputs=lambda: outputs)
+        return solved(solution, asked.solver.name, rho, outputs)
 
     def _tail_of(self, filtered: Filtered) -> tuple[Callable[..., Outputs], Outputs]:
         """What a solver runs, the matrix of an affine tail in its place; and the outputs that losses compare with."""
@@ -246,7 +225,7 @@ class Solving:
         with torch.no_grad():
             return tail, self.reference or tail(torch.ones(self.scene.onnx.shape, device=self.scene.device))
 
-    def _by_slope(self, filtered: Filtered, rho: Tensor) -> Solved:
+    def _by_slope(self, filtered: Filtered, rho: Rho) -> Solved:
         """From runs at occlusions, which are filters of any size: the loss takes them as they are.
 
         Of tokens, which norms make all of one size, a gradient is known to tell nothing; it is taken all the same where
@@ -271,9 +250,9 @@ class Solving:
         self._refuse_unresponsive(responds, rho)
         with torch.no_grad():
             outputs = tail(solution.filter, torch.arange(len(rho)))
-        return Solved(solution=solution, solver=solver.name, rho=rho, outputs=lambda: outputs)
+        return solved(solution, solver.name, rho, outputs)
 
-    def _refuse_unresponsive(self, responds: Tensor, rho: Tensor) -> None:
+    def _refuse_unresponsive(self, responds: Tensor, rho: Rho) -> None:
         if bool(responds.all()):
             return
         against = self.reference or self.scene.normal

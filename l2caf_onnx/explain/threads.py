@@ -1,5 +1,5 @@
-"""Who computes when: one thread for what is small, for torch's others, waiting for more to do, would hold the cores that
-onnxruntime needs; and onnxruntime's run beside torch's where neither waits for the other.
+"""Who computes when: what is small in one thread, for torch's others, waiting for more to do, would hold the cores
+that onnxruntime needs; and onnxruntime beside the caller where neither waits for the other.
 """
 
 from __future__ import annotations

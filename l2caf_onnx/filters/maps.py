@@ -7,18 +7,21 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional
 
 from l2caf_onnx.errors import InputError
 
 MOST_AXES = 3
+_SMALL = 2**18
+"""Multiplications of a product that numpy's library makes in the calling thread."""
 
 _FLAT = 1e-6
 """A map whose range is within this part of its largest value is constant: a few float32 roundings, no structure."""
 
 
-def heatmap(filter: Tensor, size: tuple[int, ...], *, absolute: bool) -> tuple[Tensor, list[bool]]:
+def heatmap(
+    filter: NDArray[np.float32], size: tuple[int, ...], *, absolute: bool
+) -> tuple[NDArray[np.float32], list[bool]]:
     """What a picture shows of a filter (N, *spatial) over an input of `size`: (N, *size) in [0, 1].
 
     |f| (`absolute`, the paper's), else max(f, 0), because a cell with f < 0 is one that the filter inverts; resized
@@ -35,7 +38,7 @@ def heatmap(filter: Tensor, size: tuple[int, ...], *, absolute: bool) -> tuple[T
             f"A filter of shape {tuple(filter.shape)} cannot be drawn over an input of size {tuple(size)}.",
             how="Give a filter (N, *spatial) with one to three spatial axes, and a size with one entry for each.",
         )
-    own = filter.detach().cpu().float().numpy()
+    own = filter.astype(np.float32, copy=False)
     shown = np.abs(own) if absolute else np.maximum(own, 0)
     flat = _is_flat(shown)  # judged before resizing, whose roundings would be stretched into a pattern
     if shown.shape[1:] != tuple(size):
@@ -45,35 +48,42 @@ def heatmap(filter: Tensor, size: tuple[int, ...], *, absolute: bool) -> tuple[T
     flat |= high[:, 0] - low[:, 0] <= _FLAT * high[:, 0]
     rows -= low
     rows /= np.where(flat[:, None], np.float32(np.inf), high - low)
-    return torch.from_numpy(shown), flat.tolist()
+    return shown, flat.tolist()
 
 
 def _resized(maps: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
     """Linear interpolation, half-pixel centres, along each axis: a small matrix for each, which is kept."""
-    shown = torch.from_numpy(maps)
+    shown = maps
     for axis, (old, new) in enumerate(zip(maps.shape[1:], size, strict=True), 1):
         if axis < maps.ndim - 1:
-            shown = torch.matmul(_weights(old, new), shown.transpose(axis, -2)).transpose(axis, -2)
+            shown = _product(_weights(old, new), shown.swapaxes(axis, -2)).swapaxes(axis, -2)
         else:
-            shown = torch.matmul(shown, _weights(old, new).T)
-    found: NDArray[np.float32] = shown.contiguous().numpy()
+            shown = _product(shown, _weights(old, new).T)
+    return np.ascontiguousarray(shown)
+
+
+def _product(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """a @ b, some rows at a time: numpy's threads, waiting for more to do, would hold cores that onnxruntime needs."""
+    rows, columns = a.shape[-2], b.shape[-1]
+    step = max(_SMALL // (a.shape[-1] * columns), 1)
+    found = np.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), rows, columns), np.float32)
+    for start in range(0, rows, step):
+        np.matmul(a[..., start : start + step, :], b, out=found[..., start : start + step, :])
     return found
 
 
 @lru_cache(maxsize=64)
-def _weights(old: int, new: int) -> Tensor:
+def _weights(old: int, new: int) -> NDArray[np.float32]:
     """(new, old): what each new place takes of each old one."""
     eye = torch.eye(old)[:, None]
-    return functional.interpolate(eye, size=new, mode="linear", align_corners=False, antialias=False)[
-        :, 0
-    ].T.contiguous()
+    found = functional.interpolate(eye, size=new, mode="linear", align_corners=False, antialias=False)[:, 0].T
+    weights: NDArray[np.float32] = found.contiguous().numpy()
+    return weights
 
 
 def traced(filters: NDArray[np.float32], size: tuple[int, ...], *, absolute: bool) -> NDArray[np.float32]:
     """The maps (K, *size) of filters (K, *spatial) that a solver tried, each for itself, as `heatmap` draws them."""
-    maps, _ = heatmap(torch.from_numpy(filters), size, absolute=absolute)
-    shown: NDArray[np.float32] = maps.numpy().astype(np.float32)
-    return shown
+    return heatmap(filters, size, absolute=absolute)[0]
 
 
 def _is_flat(maps: NDArray[np.float32]) -> NDArray[np.bool_]:

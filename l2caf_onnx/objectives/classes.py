@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from l2caf_onnx.errors import InputError
 
-from .objective import Objective, Outputs, checked, class_scores
+from .objective import Objective, Outputs, Places, Scores, Weights, checked, class_scores
 
 STRONGEST = 20
 """Other classes that `contrast` sets the target against."""
@@ -32,23 +33,26 @@ def _strongest_others_and_minus_target(
     scores, before = class_scores(filtered, samples=samples), class_scores(normal, samples=samples)
     score_of(target, scores)  # what is wrong with the target is said first
     assert target is not None
-    places, weights = _strongest_terms(before, target.to(before.device))
-    return (scores.gather(1, places.to(scores.device)) * weights.to(scores)).sum(1)
+    found = _strongest_terms(before.detach().cpu().numpy(), target.cpu().numpy())
+    places, weights = (torch.from_numpy(v).to(scores.device) for v in found)
+    return (scores.gather(1, places) * weights.to(scores.dtype)).sum(1)
 
 
-def _one_term(scores: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+def _one_term(scores: Scores | None, target: Places) -> tuple[Places, Weights]:
     """Minus the target's score."""
-    return target[:, None], -torch.ones(len(target), 1, device=target.device)
+    return target[:, None], np.full((len(target), 1), -1, np.float32)
 
 
-def _strongest_terms(scores: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+def _strongest_terms(scores: Scores | None, target: Places) -> tuple[Places, Weights]:
     """The strongest others, each with its share of the mean, and minus the target's score."""
     assert scores is not None
-    wanted = target.to(torch.int64)[:, None]
+    wanted = target.astype(np.int64)[:, None]
     count = min(STRONGEST, scores.shape[1] - 1)
-    strongest = scores.scatter(1, wanted, -torch.inf).topk(count, dim=1).indices
-    places = torch.cat([strongest, wanted], 1)
-    weights = torch.full(places.shape, 1 / max(count, 1), device=places.device)
+    others = scores.copy()
+    np.put_along_axis(others, wanted, -np.inf, axis=1)
+    strongest = np.argpartition(others, -count, axis=1)[:, -count:] if count else wanted[:, :0]
+    places = np.concatenate([strongest, wanted], axis=1)
+    weights = np.full(places.shape, 1 / max(count, 1), np.float32)
     weights[:, -1] = -1
     return places, weights
 

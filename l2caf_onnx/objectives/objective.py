@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from l2caf_onnx.errors import InputError
@@ -14,7 +16,10 @@ from l2caf_onnx.errors import InputError
 Outputs = Mapping[str, Tensor]
 Losses = Callable[[Outputs, Outputs, int, Tensor | None], Tensor]
 Form = Literal["linear", "squares"]
-Terms = Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]
+Scores = NDArray[np.floating[Any]]
+Places = NDArray[np.int64]
+Weights = NDArray[np.float32]
+Terms = Callable[[Scores | None, Places], tuple[Places, Weights]]
 """(scores (N, K) of the unfiltered model, target (N,)) -> the k scores that the loss sums and their weights, (N, k)."""
 
 
@@ -60,19 +65,20 @@ class Objective:
         """Whether the loss is a sum of a few weighted class scores, which `terms` tells."""
         return self._terms is not None
 
-    def terms(self, scores: Tensor | None, classes: int, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    def terms(self, scores: Scores | None, classes: int, target: Sequence[int] | None) -> tuple[Places, Weights]:
         """The indices and weights, (N, k) each, of the class scores whose sum is the loss (see `sums_few`).
 
         Args:
             scores: (N, K) of the unfiltered model; None where `ranks` says that they are not needed.
             classes: K.
-            target: (N,) int64.
+            target: Of each sample.
 
         Raises:
             InputError: a target that is missing or out of range.
         """
         assert self._terms is not None
-        return self._terms(scores, checked(target, classes))
+        refuse_outside(target, classes)
+        return self._terms(scores, np.asarray(target, np.int64))
 
 
 def class_scores(outputs: Outputs, *, samples: int | None = None) -> Tensor:
@@ -113,15 +119,21 @@ def checked(target: Tensor | None, classes: int) -> Tensor:
     Raises:
         InputError: it is not, or there is none.
     """
+    refuse_outside(None if target is None else target.tolist(), classes)
+    assert target is not None
+    return target
+
+
+def refuse_outside(target: Sequence[int] | None, classes: int) -> None:
+    """Raise InputError where there is no target, or one that is none of K `classes`."""
     if target is None:
         raise InputError("A class objective needs a target class.", how=f"Give `target`, from 0 to {classes - 1}.")
-    outside = [k for k in target.tolist() if not 0 <= k < classes]
+    outside = [k for k in target if not 0 <= k < classes]
     if outside:
         raise InputError(
             f"Target {outside} is out of range: there are {classes} classes.",
             how=f"Give indices from 0 to {classes - 1}.",
         )
-    return target
 
 
 def floating(outputs: Outputs) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from l2caf_onnx import filters
@@ -122,8 +121,7 @@ def _unpacked(arrays: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float3
 
 def drawn(values: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
     """The maps of filters: they follow from them."""
-    maps, _ = filters.heatmap(torch.from_numpy(np.array(values, np.float32)), size, absolute=False)
-    return np.asarray(maps.numpy(), np.float32)
+    return filters.heatmap(values, size, absolute=False)[0]
 
 
 def _thumbnails(values: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -64,7 +64,7 @@ def train(plan: Plan, seed: int) -> nets.Seeing:
     losses: list[float] = []
     for step in range(1, plan.steps + 1):
         batch = plan.draw(plan.batch, rng)
-        left = hide(net, batch, rng) if isinstance(net, nets.Vit) else batch
+        left = hide(net, [s for s in batch if isinstance(s, Scene)], rng) if isinstance(net, nets.Vit) else batch
         seen = net.see(torch.from_numpy(stacked(batch)))
         loss = plan.loss(net.read(seen), left)
         if plan.calm:
@@ -147,7 +147,7 @@ def mislabelled(net: nets.Vit, shown: Sequence[Scene | Clip]) -> Tensor:
 
 
 def present(outputs: tuple[Tensor, ...], shown: Sequence[Scene | Clip]) -> Tensor:
-    """Cross-entropy against the classes present, each as likely as the other, however many digits it has; all if none."""
+    """Cross-entropy against the classes present, or all if none is, each as likely as the other."""
     targets = torch.zeros(len(shown), nets.CLASSES)
     for row, scene in zip(targets, shown, strict=True):
         labels = list(scene.labels) or list(range(nets.CLASSES))
