@@ -74,7 +74,7 @@ def _linear(tail: Collapsed, objective: Objective, classes: Sequence[int] | None
         (unfiltered,) = tail.at(np.ones(tail.onnx.shape, np.float32)).values()
         scores = unfiltered.reshape(tail.samples, -1)
     places, shares = objective.terms(scores, tail.classes, classes)
-    offsets = (np.take_along_axis(tail.zero, places, 1) * shares).sum(1, dtype=np.float64)
+    offsets = (tail.zero[np.arange(tail.samples)[:, None], places] * shares).sum(1, dtype=np.float64)
     return tail.combined(places, shares), offsets
 
 

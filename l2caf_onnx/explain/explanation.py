@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from time import perf_counter
@@ -29,7 +28,6 @@ from .radius import calibrated
 from .scene import Scene
 from .solved import Solved, sizes, solved
 from .solving import Solving
-from .threads import beside
 
 _FLAT = "A filter has no positive structure to show (it is constant, or nowhere positive): its map is blank."
 _METHOD_RHO = 0.5  # of the filter that is made of another method's map, for its proof
@@ -86,17 +84,16 @@ class Explanation:
         start = perf_counter()
         solving, answer = self._solved()
         found = perf_counter()
-        own = self._in_onnxruntime(answer)
         shown, flat = self._shown(answer)
         drawn = perf_counter()
-        proof, deployed = self._proof(answer, own)
+        proof, deployed = self._proof(answer)
         if not proof.ok and self.filtered is not None and self.asked.fallback is not None:
             self._fall_back(self._unproved(proof, self.filtered))
             solving, answer = self._solved()
             found = perf_counter()
             shown, flat = self._shown(answer)
             drawn = perf_counter()
-            proof, deployed = self._proof(answer, self._in_onnxruntime(answer))
+            proof, deployed = self._proof(answer)
         self.seconds = {"solve": found - start, "proof": perf_counter() - drawn, "map": drawn - found}
         self.notes += (_FLAT,) if any(flat) else ()
         trace = np.stack(solving.tried) if solving.tried else None
@@ -122,7 +119,7 @@ class Explanation:
         found = solved(solution, method.name, rho, outputs)
         found = replace(found, loss=self._loss_in_onnxruntime(found.filter))
         self.notes += (_FLAT,) if any(flat) else ()
-        return self._record(found, maps, shown, *self._proof(found, self._in_onnxruntime(found)))
+        return self._record(found, maps, shown, *self._proof(found))
 
     def _loss_in_onnxruntime(self, f: NDArray[np.float32]) -> NDArray[np.float64]:
         against = self.reference or self.scene.normal
@@ -198,26 +195,15 @@ class Explanation:
 
     # Proving
 
-    def _in_onnxruntime(self, solved: Solved) -> Callable[[], Arrays]:
-        """Tells what onnxruntime gives for the solution; on its way already where torch's part is as small."""
-        values = solved.filter
-        if solved.certificate is None or self.scene.device.type != "cpu":
-            return lambda: self.onnx.outputs(values)
-        return beside(lambda: self.onnx.outputs(values)).result
-
-    def _proof(self, solved: Solved, in_onnxruntime: Callable[[], Arrays]) -> tuple[Parity, Parity | None]:
+    def _proof(self, solved: Solved) -> tuple[Parity, Parity | None]:
         """onnxruntime runs the filtered `.onnx`, and what the solver saw is compared with it.
-
-        Args:
-            solved: The filter.
-            in_onnxruntime: See `_in_onnxruntime`.
 
         Returns:
             The proof; and the same for the whole filtered model at the level asked for, if that is another.
         """
         scene, values = self.scene, solved.filter
         found = None if solved.outputs is None else solved.outputs()
-        own = self._by_sample(in_onnxruntime())
+        own = self._by_sample(self.onnx.outputs(values))
         stepwise = self.filtered.tail.stepwise if self.filtered is not None else None
         if found is None:  # run by itself, not among others as for the solver
             found, checked = own, [scene.compared(self._by_sample(self.onnx.among_others(values)), own)]

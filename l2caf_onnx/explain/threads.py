@@ -1,18 +1,11 @@
-"""Who computes when: what is small in one thread, for torch's others, waiting for more to do, would hold the cores
-that onnxruntime needs; and onnxruntime beside the caller where neither waits for the other.
-"""
+"""One thread for what is small: torch's others, waiting for more to do, would hold the cores that onnxruntime needs."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
-from typing import TypeVar
+from collections.abc import Iterator
 
 import torch
-
-T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -27,13 +20,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(count)
-
-
-def beside(work: Callable[[], T]) -> Future[T]:
-    """`work`, which is not torch's, going on while the caller does."""
-    return _worker().submit(work)
-
-
-@cache
-def _worker() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="l2caf")
