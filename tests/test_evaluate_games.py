@@ -289,10 +289,17 @@ def test_repeatability(model: caf.Model) -> None:
     feeds = np.concatenate([scene((2, 3, "red"), (9, 9, "blue")), scene((8, 1, "green"), (2, 9, "yellow"))])
     found = caf.evaluate(model, {"image": feeds}, at="relu", games=["repeat"])
     scores = {s.score: s for s in found.summaries}
-    assert set(scores) == {"worst", "seed", "noise", "threads", "level"}
+    assert set(scores) == {"worst", "seed", "noise", "threads", "level", "activation"}
     assert scores["seed"].least == pytest.approx(1, abs=1e-6)
     assert 0.98 < scores["noise"].least <= scores["noise"].mean
     assert scores["worst"].least <= scores["noise"].least
+    at_once = caf.cut(model, "relu").head
+    rng = np.random.default_rng(0)
+    shaken = (feeds + rng.uniform(-1, 1, feeds.shape) * float(np.ptp(feeds)) / 255).astype(np.float32)
+    a, b = (caf.run(at_once, {"image": x})["relu"].reshape(2, -1).astype(np.float64) for x in (feeds, shaken))
+    expected = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert scores["activation"].least == pytest.approx(expected.min(), abs=1e-9)
+    assert expected.min() < 1
 
 
 class TestContenders:

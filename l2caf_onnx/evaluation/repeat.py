@@ -37,7 +37,8 @@ class Repeat:
 
     The score is the cosine between a sample's filter and the filter found when one thing is changed, and the worst of
     them ("worst"). "seed": of the random start. "threads": torch with one thread. "level": the head run by onnxruntime
-    without optimisations, and with basic ones. "noise": uniform, of at most `noise` / 255 of the range of a pixel.
+    without optimisations, and with basic ones. "noise": uniform, of at most `noise` / 255 of the range of a pixel. What
+    the network itself makes of that noise is told beside it, and not counted: "activation", the same cosine of S1.
 
     Attributes:
         noise: In steps of a picture of 8 bits.
@@ -70,6 +71,7 @@ class Repeat:
                 changed["threads"] = contest.answers(feeds, targets)
             for level in _LEVELS:
                 changed[f"level {level}"] = _at_level(contest, feeds, targets, level)
+            itself = {at: _of_activation(contest, at, feeds, shaken) for at in contest.at}
             for (at, method), answered in before.items():
                 for k, answer in enumerate(answered):
                     if answer is None:
@@ -91,7 +93,7 @@ class Repeat:
                             item=read[k].name,
                             photo=read[k].name,
                             target=None if targets is None else targets[k],
-                            scores={"worst": min(cosines.values()), **cosines},
+                            scores={"worst": min(cosines.values()), **cosines, "activation": itself[at][k]},
                         )
                     )
             tell(read[-1].name, (numbers[-1] + 1) / len(data))
@@ -118,6 +120,22 @@ class Repeat:
             noise = rng.uniform(-1, 1, array.shape) * size * (self.noise / 255)
             found[name] = (array + noise).astype(array.dtype)
         return found
+
+
+def _of_activation(
+    contest: Contest, at: str, feeds: dict[str, NDArray[Any]], shaken: dict[str, NDArray[Any]]
+) -> list[float]:
+    """The cosine of what is at S1 for the two feeds, of each sample."""
+    stop = stop_at(contest.model, at, contest.to, fed={k: np.shape(v) for k, v in feeds.items()})
+    axis, count = stop.batch[at], samples(contest.model, feeds)
+    one, other = (
+        np.moveaxis(v, axis, 0) if axis >= 0 else v[None]
+        for f in (feeds, shaken)
+        for v in (f[at] if at in f else runtime.run(stop.cut.head, f, providers=contest.providers)[at],)
+    )
+    if len(one) != count:
+        return [cosine(one, other)] * count
+    return [cosine(a, b) for a, b in zip(one, other, strict=True)]
 
 
 def _alike(one: Attention, other: Attention | None) -> float:
