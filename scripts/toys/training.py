@@ -80,6 +80,8 @@ def train(plan: Plan, seed: int) -> nets.Seeing:
         if step % 100 == 0:
             spent = time.perf_counter() - start
             print(f"  step {step} of {plan.steps}: loss {np.mean(losses[-100:]):.4f}, {spent:.0f} s", flush=True)
+    if isinstance(net, nets.Vit):
+        net.kept = None
     return net.eval()
 
 
@@ -198,7 +200,7 @@ PLANS = {
     ),
     "vit": Plan(
         make=nets.Vit, draw=partial(scenes.training, "vit"), held_out=partial(scenes.held_out, "vit"),
-        loss=present, score=scores.classes_right, outputs=("logits",), steps=3000, rate=1.5e-3, calm=0, labelled=1.0,
+        loss=present, score=scores.classes_right, outputs=("logits",), steps=3600, rate=1.5e-3, calm=0, labelled=1.0,
     ),
     "embedding": Plan(
         make=nets.Embedder, draw=partial(scenes.training, "embedding"), held_out=partial(scenes.held_out, "embedding"),
