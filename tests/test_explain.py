@@ -80,6 +80,25 @@ def test_the_matrix_is_the_tail(graph: str) -> None:
     torch.testing.assert_close(tail.gradient(weights), by_passes, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("graph", AFFINE.values(), ids=AFFINE)
+def test_what_is_read_on_the_host_is_the_tail_too(graph: str, samples: int) -> None:
+    """With one sample and a pool it is computed without torch: z0 + J f against onnxruntime, rows of J against J."""
+    scene = scene_of(graph, samples)
+    tail = scene.collapsed
+    assert tail is not None
+    assert tail.lean == (tail.pooled and samples == 1)
+    f = normal(*scene.onnx.shape, seed=3)
+    for name, value in scene.onnx.outputs(f).items():
+        np.testing.assert_allclose(tail.at(f)[name], value, atol=2e-5 * np.abs(value).max())
+    places = np.tile([tail.size - 1, 0], (samples, 1))
+    weights = normal(samples, 2, seed=4)
+    found = tail.combined(places, weights)
+    expected = np.einsum("nk,nkc->nc", weights, tail.jacobian.numpy()[np.arange(samples)[:, None], places])
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(tail.zero, tail.origin.numpy(), rtol=1e-6)
+
+
 def test_a_pool_is_known_for_one_and_each_way_is_used() -> None:
     made = {name: scene_of(graph, 2).collapsed for name, graph in AFFINE.items()}
     assert {name: tail is not None and tail._rest is not None for name, tail in made.items()} == {

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from l2caf_onnx.filters import norm_of
 from l2caf_onnx.objectives import Objective
 from l2caf_onnx.records import Certificate
 from l2caf_onnx.solvers import exact
 
-from .collapsed import Collapsed, Vectors
+from .collapsed import Collapsed, Vectors, host
 from .solved import Rho, Solved
 
 _FORMS = {"l2": ("linear", "squares"), "l2-nonneg": ("linear", "squares"), "softmax": ("linear",)}
@@ -68,19 +67,10 @@ def _linear(tail: Collapsed, objective: Objective, classes: Sequence[int] | None
             losses = objective.losses(tail.named(z), tail.normal, samples=tail.samples, target=target)
             (weights,) = torch.autograd.grad(losses.sum(), z)
         with torch.no_grad():
-            return _host(tail.gradient(weights)), _host(losses.detach())
-    scores = None
-    if objective.ranks:
-        (unfiltered,) = tail.at(np.ones(tail.onnx.shape, np.float32)).values()
-        scores = unfiltered.reshape(tail.samples, -1)
-    places, shares = objective.terms(scores, tail.classes, classes)
+            return host(tail.gradient(weights)), host(losses.detach())
+    places, shares = objective.terms(tail.scores if objective.ranks else None, tail.classes, classes)
     offsets = (tail.zero[np.arange(tail.samples)[:, None], places] * shares).sum(1, dtype=np.float64)
     return tail.combined(places, shares), offsets
-
-
-def _host(values: Tensor) -> Vectors:
-    found: Vectors = values.double().cpu().numpy()
-    return found
 
 
 def _of_linear(

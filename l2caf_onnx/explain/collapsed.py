@@ -8,7 +8,7 @@ a forward over the cells of what follows the pool alone. A question that needs o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,15 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2caf_onnx import runtime
 from l2caf_onnx.errors import L2cafError
-from l2caf_onnx.graph.cut import extract
-from l2caf_onnx.graph.model import Model
-from l2caf_onnx.graph.pooled import Pooled, pooled
-from l2caf_onnx.graph.product import PRODUCT, ROWS, product
-from l2caf_onnx.tail import to_torch
 
 from .filtered import Filtered, Outputs, as_tensor
+from .rest import pool_of
 from .threads import one_thread
 
 Vectors = NDArray[np.float64]
@@ -35,40 +30,6 @@ CELLS = 4096  # beyond, no matrix of cells x cells is made
 _AFFINE = 1e-4  # of the largest output: what a combination of filters may differ from that of their outputs
 _CHUNK = 2**28  # bytes of activations that are run at once
 _BACKWARD = 3  # forwards that a backward pass costs
-_SAME = 1e-6  # of the largest weight: a stored one differs so much from what it comes out as, less the bias
-_LARGEST_REST = 2**28  # bytes of the matrix of what follows a pool
-
-
-@dataclass(frozen=True, slots=True)
-class _Rest:
-    """What follows the pool: z = bias + unit matrix p, with p the sum over the cells; the same for all of a stop.
-
-    Attributes:
-        matrix: (M, C).
-        bias: (M,).
-        unit: 1, or 1 / cells where the pool is a mean.
-        rows: The matrix on the host.
-        offsets: The bias there.
-        shapes: Of the outputs of a sample, by name.
-    """
-
-    matrix: Tensor
-    bias: Tensor
-    unit: float
-    shapes: dict[str, tuple[int, ...]]
-    rows: NDArray[np.float32]
-    offsets: NDArray[np.float32]
-    _models: list[Model] = field(default_factory=list)
-
-    def times(self, share: Tensor) -> Tensor:
-        """(N, M, cells), matrix times the activations (N, C, cells); on the CPU by onnxruntime, which is quicker."""
-        if share.device.type != "cpu":
-            return self.unit * (self.matrix @ share)
-        if not self._models:
-            self._models.append(product((self.unit * self.matrix).numpy()))
-        rows = np.ascontiguousarray(share.numpy().transpose(0, 2, 1)).reshape(-1, share.shape[1])
-        found = torch.from_numpy(runtime.run(self._models[0], {ROWS: rows}, level="all")[PRODUCT])
-        return found.reshape(len(share), share.shape[2], -1).transpose(1, 2)
 
 
 class Collapsed:
@@ -80,10 +41,10 @@ class Collapsed:
             more than what it computes where there is one sample.
     """
 
-    def __init__(self, filtered: Filtered) -> None:
-        self.filtered, self.onnx = filtered, filtered.onnx
+    def __init__(self, filtered: Filtered, arrived: Mapping[str, NDArray[Any]] | None = None) -> None:
+        self.filtered, self.onnx, self._arrived = filtered, filtered.onnx, arrived
         self.samples, self.cells = self.onnx.samples, self.onnx.cells
-        self._rest, self._pooled = _pool_of(filtered)
+        self._rest, self._pooled = pool_of(filtered)
         self.shapes: dict[str, tuple[int, ...]] = dict(self._rest.shapes) if self._rest is not None else {}
         self.lean = self._rest is not None and self.samples == 1 and filtered.device.type == "cpu"
 
@@ -158,6 +119,14 @@ class Collapsed:
         shapes = list(self.shapes.values())
         return self.size if len(shapes) == 1 and sum(s != 1 for s in shapes[0]) <= 1 and shapes[0] else None
 
+    @cached_property
+    def scores(self) -> NDArray[np.floating[Any]]:
+        """(N, K) what the filter 1 gives, where there are `classes`."""
+        batch_first = all(self.onnx.stop.batch[name] == 0 for name in self.shapes)
+        unfiltered = self._arrived if self._arrived is not None and batch_first else None
+        (found,) = (unfiltered or self.at(np.ones(self.onnx.shape, np.float32))).values()
+        return found.reshape(self.samples, -1)
+
     def combined(self, places: NDArray[np.int64], weights: NDArray[np.float32]) -> Vectors:
         """J' w: (N, cells), where w has for each sample the weights (N, k) at the places (N, k) and is 0 elsewhere."""
         if self.lean and not self.made:
@@ -166,7 +135,7 @@ class Collapsed:
             found: Vectors = self._rest.unit * np.einsum("ck,c->k", self._pooled[0], row).astype(np.float64)[None]
             return found
         with torch.no_grad():
-            return _host(self._combined(*(torch.from_numpy(v).to(self.filtered.device) for v in (places, weights))))
+            return host(self._combined(*(torch.from_numpy(v).to(self.filtered.device) for v in (places, weights))))
 
     def _combined(self, places: Tensor, weights: Tensor) -> Tensor:
         if self.made:
@@ -280,8 +249,11 @@ class Collapsed:
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
-def collapsed(filtered: Filtered) -> Collapsed | None:
-    """The tail as a matrix; None where it is not affine, by the graph or by the numeric check."""
+def collapsed(filtered: Filtered, arrived: Mapping[str, NDArray[Any]] | None = None) -> Collapsed | None:
+    """The tail as a matrix; None where it is not affine, by the graph or by the numeric check.
+
+    `arrived` is what is known to be at S2, unfiltered.
+    """
     stop = filtered.stop
     if stop.obstacle is not None or stop.integers or filtered.tail.narrow is not None:
         return None
@@ -289,7 +261,7 @@ def collapsed(filtered: Filtered) -> Collapsed | None:
         return None
     samples = filtered.onnx.samples
     try:
-        found = Collapsed(filtered)
+        found = Collapsed(filtered, arrived)
         rows = found.pooled or found.origin.shape[0] == samples
         rows = rows and all(len(s) < 8 for s in found.shapes.values())
         verdict: list[bool | None] = stop.opened.cache.get("affine", lambda: [None])
@@ -300,76 +272,7 @@ def collapsed(filtered: Filtered) -> Collapsed | None:
     return found if verdict[0] and rows else None
 
 
-def _host(values: Tensor) -> Vectors:
+def host(values: Tensor) -> Vectors:
+    """In double precision, as the exact solver takes them."""
     found: Vectors = values.double().cpu().numpy()
     return found
-
-
-def _pool_of(filtered: Filtered) -> tuple[_Rest | None, Any]:
-    """What follows the pool, where the cells are merely pooled, and the activations, (N, C, cells), where they are."""
-    stop, onnx, places = filtered.stop, filtered.onnx, filtered.stop.axes
-    nothing = None
-    if filtered.reads != (stop.at,) or places.batch is None:
-        return None, nothing
-    at = onnx.held[stop.at]
-    plan: list[Any] = stop.opened.cache.get(
-        ("rest", filtered.device, onnx.cells), lambda: [pooled(stop.opened, stop.axes), None]
-    )
-    pool, rest = plan
-    if pool is None:
-        return None, nothing
-    order = (places.batch, *places.channel, *places.spatial)
-    moved = at.permute(order) if isinstance(at, Tensor) else at.transpose(order)
-    share = moved.reshape(onnx.samples, -1, onnx.cells)
-    if rest is None:
-        one = [1 if a == places.batch or a in places.spatial else at.shape[a] for a in range(places.rank)]
-        shape = tuple(s for a, s in enumerate(one) if pool.keeps or a not in places.spatial)
-        rest = plan[1] = _rest(filtered, pool, shape, onnx.cells)
-    if rest is None:
-        plan[0] = None
-        return None, nothing
-    return rest, share
-
-
-def _rest(filtered: Filtered, pool: Pooled, shape: tuple[int, ...], cells: int) -> _Rest | None:
-    """The matrix of what follows the pool, made column by column; None where it does not stand alone or is too large.
-
-    `is_affine` checks it with the rest of what is collapsed.
-    """
-    stop = filtered.stop
-    try:
-        part = extract(stop.opened, [pool.tensor], stop.own_names)
-        channels = int(np.prod(shape))
-        tail = to_torch(part, {pool.tensor: np.ones(shape, np.float32)}).to(filtered.device)
-
-        def rows(p: Tensor) -> dict[str, Tensor]:
-            outputs = tail({pool.tensor: p.reshape(shape)})
-            found = {name: outputs[own] for name, own in zip(stop.cut.to, stop.own_names, strict=True)}
-            return filtered.onnx.by_sample(found, 1)
-
-        with torch.no_grad():
-            zero = rows(torch.zeros(channels, device=filtered.device))
-            bias = torch.cat([v.reshape(-1) for v in zero.values()])
-            if bias.dtype != torch.float32 or 4 * bias.numel() * channels > _LARGEST_REST:
-                return None
-            eye = torch.eye(channels, device=filtered.device)
-            columns = [torch.cat([v.reshape(-1) for v in rows(e).values()]) - bias for e in eye]
-    except (L2cafError, RuntimeError, ValueError):
-        return None
-    matrix = _stored(stop.opened, torch.stack(columns, 1))
-    shapes = {n: tuple(v.shape[1:]) for n, v in zero.items()}
-    host = matrix.cpu().numpy(), bias.cpu().numpy()
-    return _Rest(matrix, bias, 1 / cells if pool.mean else 1.0, shapes, *host)
-
-
-def _stored(opened: Model, matrix: Tensor) -> Tensor:
-    """`matrix`, in the place where onnxruntime reads it if it is one of the tail's: what one has read the other has at
-    hand.
-    """
-    if matrix.device.type == "cpu":
-        close = _SAME * float(matrix.abs().max())
-        for array in runtime.shared_weights(opened).values():
-            for there in (torch.from_numpy(array), torch.from_numpy(array).T):
-                if there.shape == matrix.shape and torch.allclose(there, matrix, rtol=0, atol=close):
-                    return there
-    return matrix.contiguous()

@@ -68,7 +68,7 @@ class Scene:
     @cached_property
     def collapsed(self) -> Collapsed | None:
         """The same as a matrix, where it is affine in the filter; None where it is not."""
-        return collapsed(self.filtered)
+        return collapsed(self.filtered, self.arrived)
 
     @cached_property
     def normal(self) -> dict[str, Tensor]:
@@ -108,10 +108,16 @@ class Scene:
         Raises:
             InputError: S2 holds no class scores.
         """
-        known = len(self._arrived) == len(self.stop.cut.to)
-        outputs = self.onnx.by_sample(tensors_of({n: on_host(v) for n, v in self._arrived.items()}))
-        scores = class_scores(outputs if known else self.normal, samples=self.onnx.samples)
+        arrived = self.arrived
+        outputs = self.normal if arrived is None else self.onnx.by_sample(tensors_of(arrived))
+        scores = class_scores(outputs, samples=self.onnx.samples)
         return tuple(scores.argmax(1).tolist())
+
+    @property
+    def arrived(self) -> Arrays | None:
+        """What the head's run gave at S2, under its names, where it was asked for that too."""
+        known = len(self._arrived) == len(self.stop.cut.to)
+        return {n: on_host(v) for n, v in self._arrived.items()} if known else None
 
     def losses(self, objective: Objective, target: Tensor | None, against: Outputs, f: NDArray[np.float32]) -> Tensor:
         """The objective at `f` by onnxruntime, against those outputs: (N,) float64."""
