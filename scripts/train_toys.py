@@ -1,6 +1,6 @@
 """Train the toy networks, whose right answer is known, and export each to `models/toy-<name>.onnx`.
 
-    python scripts/train_toys.py              all, in some twenty minutes on one core
+    python scripts/train_toys.py              all, in some forty minutes on one core
     python scripts/train_toys.py cnn vit      some
 
 What comes out is committed; so is what `models/manifest.toml` says of it. Run it again only to change a network.

@@ -2,7 +2,9 @@
 
 What the last map finds outside of the digits costs, so that what a network saw is where its digit is: pooling alone
 lets it note a digit in a cell beside it. For the same reason each token of the transformer is to tell which digit lies
-at its place, if any (token labelling: Jiang et al., NeurIPS 2021).
+at its place, if any (token labelling: Jiang et al., NeurIPS 2021); and tokens are hidden from it, behind any of its
+layers, as a filter of zeros hides them: what it says then is to be of the digits that are left, and nothing where none
+is, so that no other token can hold the answer.
 
 Held-out scenes choose nothing here; they are only counted at the end.
 """
