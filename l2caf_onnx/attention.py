@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,6 +25,8 @@ from .explain.scene import Scene, record
 from .explain.stop import stop_at
 from .graph.model import Model, load
 from .records import Attention
+
+_CPU = torch.device("cpu")
 
 
 @overload
@@ -228,11 +229,10 @@ def placed(device: str, providers: Sequence[str] | None) -> tuple[torch.device, 
     Raises:
         InputError: a device that there is not, or not here.
     """
-    where = _device(device)
+    where = _CPU if device == "cpu" else _device(device)
     return where, ["CUDAExecutionProvider"] if providers is None and where.type == "cuda" else providers
 
 
-@cache
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)

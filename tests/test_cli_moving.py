@@ -113,7 +113,18 @@ def test_a_committed_model_says_its_preprocessing(command: Command, tmp_path: Pa
 
 @pytest.mark.parametrize("method", ["gradcam", "hirescam", "rise", "eigencam"])
 def test_other_methods_take_a_clip_whose_frames_are_the_batch(method: str) -> None:
-    a = caf.attend(MODELS / "toy-recurrent.onnx", {"clip": clip()}, at="block3", layout="TCHW", method=method)
+    a = caf.attend(
+        MODELS / "toy-recurrent.onnx", {"clip": clip()}, at="block3", layout="TCHW", method=method,
+        select="embedding[:, 3]",
+    )  # fmt: skip
     assert a.heatmap.shape == (1, 8, 48, 48)
     assert a.heatmap.max() == 1
     assert a.proof.ok
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam", "gradcam++"])
+def test_a_gradient_of_roundings_is_no_map(method: str) -> None:
+    """The embedding has length 1, so that its product with itself stays 1 whatever the activation does at first."""
+    a = caf.attend(MODELS / "toy-recurrent.onnx", {"clip": clip()}, at="block3", layout="TCHW", method=method)
+    assert a.heatmap.max() == 0
+    assert "blank" in a.notes[-1]

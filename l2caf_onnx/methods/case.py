@@ -18,6 +18,10 @@ Score = Callable[[Tensor, Tensor], Tensor]
 Differentiable and separable: score i depends on row i and sample i alone. A sample may be asked for more than once.
 """
 
+_SILENT = 1e-5
+"""A gradient that moves the score by less than this part of it, whatever is hidden, is of float32's roundings: the
+length of an embedding that has length 1, for one."""
+
 _FLAT = 1e-6
 """Values whose range is within this part of the largest size are constant: a few float32 roundings, no structure."""
 
@@ -54,17 +58,19 @@ def gradients(case: Case) -> Tensor:
     """The gradient (N, C, *spatial) float32 of each sample's score by its own activation.
 
     The caller's grad mode does not matter, and no other tensor collects a gradient. A score that does not depend on
-    the activation has gradient zero.
+    the activation, or by no more than roundings, has gradient zero.
     """
     parts: list[Tensor] = []
     with torch.inference_mode(False), torch.enable_grad():
         for numbers in _chunks(case.samples, case.batch):
             leaf = case.activation[numbers.to(case.activation.device)].detach().clone().requires_grad_(True)
             scores = _checked(case.score(leaf, numbers), len(numbers))
-            if scores.requires_grad:
-                parts += torch.autograd.grad(scores.sum(), leaf, allow_unused=True, materialize_grads=True)
-            else:
+            if not scores.requires_grad:
                 parts.append(torch.zeros_like(leaf).detach())
+                continue
+            (found,) = torch.autograd.grad(scores.sum(), leaf, allow_unused=True, materialize_grads=True)
+            moved = (found * leaf.detach()).float().abs().flatten(1).sum(1)
+            parts.append(torch.where(along(moved > _SILENT * scores.detach().abs(), found.ndim), found, 0))
     return torch.cat(parts).float()
 
 
