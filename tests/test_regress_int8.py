@@ -68,6 +68,20 @@ def test_the_error_of_every_sound_node_is_foretold(name: str, form: str) -> None
     assert 0.25 < np.median(shares[shares > 0.01]) < 0.6  # nor is the line far above
 
 
+def test_a_kernel_that_saturates_is_told_from_a_layer_at_fault(tmp_path: Path) -> None:
+    """With int8 weights of eight bits this processor decides whether the model is sound."""
+    own = net("toy-cnn")
+    onnx.save(int8.folded(own), tmp_path / "float.onnx")
+    quantize_static(
+        tmp_path / "float.onnx", tmp_path / "int8.onnx", int8.Reader(own.calibrating), weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8, per_channel=True, quant_format=QuantFormat.QOperator,
+    )  # fmt: skip
+    found = bisected("toy-cnn", onnx.load(tmp_path / "int8.onnx"))
+    assert any("saturates on this processor" in n for n in found.notes) == (not found.ok)
+    (fault, *_) = planted("toy-cnn", "clipped")
+    assert not any("saturates" in n for n in bisected("toy-cnn", fault.proto).notes)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NETS[:2])
 def test_a_sound_model_raises_no_alarm(name: str, form: str) -> None:

@@ -14,13 +14,16 @@ import numpy as np
 import onnx
 import torch
 
+from l2caf_onnx import runtime
 from l2caf_onnx.attention import placed
 from l2caf_onnx.errors import InputError
 from l2caf_onnx.evaluation.data import Given
+from l2caf_onnx.graph.cut import extract
 from l2caf_onnx.graph.model import Model, load
 from l2caf_onnx.graph.nodes import label
 from l2caf_onnx.preprocess import Source
 from l2caf_onnx.records import Bisection, Change, NodeError
+from l2caf_onnx.tail.saturation import saturates
 
 from .given import both
 from .identity import identity
@@ -88,13 +91,14 @@ def bisect(
     nodes = local_errors(held, thresholds=thresholds, tell=tell)
     drift = _drift(held, at, providers, where) if at is not None else {}
     nodes = tuple(_with_attention(n, drift) for n in nodes)
-    notes = notes_of(held)
+    first = next((n for n in nodes if not n.ok), None)
+    notes = notes_of(held) + (_saturation(held, first) if first is not None else ())
     return Bisection(
         reference=identity(one),
         candidate=identity(other),
         change=held.change,
         why=held.why,
-        first=next((n for n in nodes if not n.ok), None),
+        first=first,
         nodes=nodes,
         alignment=held.alignment,
         unaligned=held.unaligned,
@@ -199,6 +203,23 @@ def notes_of(held: Session) -> tuple[str, ...]:
             "and are judged only by what you say is allowed."
         )
     return tuple(notes)
+
+
+def _saturation(held: Session, first: NodeError) -> tuple[str, ...]:
+    """Whether the node at fault is right, and the processor is not: a note, or none."""
+    model = held.candidate.model
+    index = model.producers[first.candidate]
+    node = model.proto.graph.node[index]
+    feeds = held.inputs.candidate.read(0).feeds
+    made = [n for n in (*node.input, *node.output) if n and n not in model.initialisers and n not in feeds]
+    head = extract(model, [i.name for i in model.inputs], made)
+    if not saturates(model, index, {**feeds, **runtime.run(head, feeds)}):
+        return ()
+    return (
+        f"onnxruntime's kernel of {first.node!r} ({first.op_type}) saturates on this processor, which has no VNNI: "
+        "written with uint8 in the place of int8, the same arithmetic gives something else. Quantise with weights of "
+        "seven bits (reduce_range) or uint8.",
+    )
 
 
 def _with_attention(node: NodeError, drift: Mapping[str, float]) -> NodeError:

@@ -38,24 +38,42 @@ _SUMS = {
 
 def exact_when_unsigned(model: Model, index: int, values: Arrays, found: Arrays) -> bool:
     """Whether the node at `index`, on the inputs in `values`, gives what torch gave (`found`) once written unsigned."""
+    outputs = _when_unsigned(model, index, values)
+    return outputs is not None and not any(difference(outputs[name], value) for name, value in found.items())
+
+
+def saturates(model: Model, index: int, values: Arrays) -> bool:
+    """Whether the node at `index` gives something else once written unsigned: the same arithmetic by another kernel.
+
+    Args:
+        model: Whose node it is.
+        index: Among all nodes.
+        values: The node's inputs, and its outputs, as onnxruntime gives them.
+    """
+    outputs = _when_unsigned(model, index, values)
+    return outputs is not None and any(difference(values[name], value) for name, value in outputs.items())
+
+
+def _when_unsigned(model: Model, index: int, values: Arrays) -> dict[str, NDArray[Any]] | None:
+    """What the node gives once all its int8 tensors are written as uint8, in the types that it had; None: there are
+    none, or onnxruntime has no such kernel.
+    """
     node = model.proto.graph.node[index]
     if node.op_type not in _SUMS:
-        return False
+        return None
     alone = single_node(model, index, values)
     proto, fed = onnx.ModelProto(), {i.name: values[i.name] for i in alone.inputs}
     proto.CopyFrom(alone.proto)
     if not _unsigned(proto, fed):
-        return False
+        return None
     try:
         outputs = runtime.run(Model(proto, base_dir=model.base_dir, name=model.name), fed)
     except L2cafError:
-        return False
-    for name, value in found.items():
-        given = outputs[name]
-        shifted = given.astype(np.int16) - 128 if given.dtype != values[name].dtype else given
-        if difference(shifted.astype(values[name].dtype), value):
-            return False
-    return True
+        return None
+    return {
+        name: (given.astype(np.int16) - 128 if given.dtype != values[name].dtype else given).astype(values[name].dtype)
+        for name, given in outputs.items()
+    }
 
 
 def _unsigned(proto: onnx.ModelProto, fed: dict[str, NDArray[Any]]) -> bool:
