@@ -17,7 +17,7 @@ from l2caf_onnx.explain.batches import at_once, batches
 from l2caf_onnx.explain.collapsed import Collapsed
 from l2caf_onnx.explain.explanation import Explanation
 from l2caf_onnx.explain.filtered import ONE_BY_ONE, Filtered
-from l2caf_onnx.explain.query import plan
+from l2caf_onnx.explain.query import plan, planned
 from l2caf_onnx.explain.scene import Scene, record
 from l2caf_onnx.explain.stop import stop_at
 from l2caf_onnx.tail import to_torch
@@ -303,3 +303,16 @@ def test_batches_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (total, [p.samples for p in parts]) == (10, [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)])
     monkeypatch.setattr(dividing, "_free_memory", lambda: 0)
     assert at_once(model, feeds, 10) == 1
+
+
+def test_a_question_is_filled_in_once_and_refused_each_time() -> None:
+    assert planned(target=1) is planned(target=1)
+    assert planned(target=1) is not planned(target=2)
+    assert planned(reference={"x": 1}).reference == {"x": 1}  # no key
+    for _ in range(2):
+        with pytest.raises(caf.InputError, match="no class index"):
+            planned(target=True)
+
+    def loss(filtered: object, normal: object, target: object) -> None: ...
+
+    assert planned(objective=loss) is not planned(objective=loss)
