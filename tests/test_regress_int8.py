@@ -78,6 +78,8 @@ def test_a_kernel_that_saturates_is_told_from_a_layer_at_fault(tmp_path: Path) -
     )  # fmt: skip
     found = bisected("toy-cnn", onnx.load(tmp_path / "int8.onnx"))
     assert any("saturates on this processor" in n for n in found.notes) == (not found.ok)
+    compared = caf.compare(caf.load(own.proto), caf.load(tmp_path / "int8.onnx"), own.feeds)
+    assert any("saturates on this processor" in n for n in compared.notes) == (not found.ok)
     (fault, *_) = planted("toy-cnn", "clipped")
     assert not any("saturates" in n for n in bisected("toy-cnn", fault.proto).notes)
 

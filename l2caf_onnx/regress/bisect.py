@@ -92,7 +92,7 @@ def bisect(
     drift = _drift(held, at, providers, where) if at is not None else {}
     nodes = tuple(_with_attention(n, drift) for n in nodes)
     first = next((n for n in nodes if not n.ok), None)
-    notes = notes_of(held) + (_saturation(held, first) if first is not None else ())
+    notes = notes_of(held) + saturation(held, [first.candidate] if first is not None else [])
     return Bisection(
         reference=identity(one),
         candidate=identity(other),
@@ -205,10 +205,12 @@ def notes_of(held: Session) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _saturation(held: Session, first: NodeError) -> tuple[str, ...]:
-    """Whether the node at fault is right, and the processor is not: a note, or none."""
+def saturation(held: Session, failing: Sequence[str]) -> tuple[str, ...]:
+    """Whether the first of the candidate's tensors that are off is so for the processor's sake: a note, or none."""
+    if not failing:
+        return ()
     model = held.candidate.model
-    index = model.producers[first.candidate]
+    index = model.producers[min(failing, key=held.candidate.names.index)]
     node = model.proto.graph.node[index]
     feeds = held.inputs.candidate.read(0).feeds
     made = [n for n in (*node.input, *node.output) if n and n not in model.initialisers and n not in feeds]
@@ -216,7 +218,7 @@ def _saturation(held: Session, first: NodeError) -> tuple[str, ...]:
     if not saturates(model, index, {**feeds, **runtime.run(head, feeds)}):
         return ()
     return (
-        f"onnxruntime's kernel of {first.node!r} ({first.op_type}) saturates on this processor, which has no VNNI: "
+        f"onnxruntime's kernel of {label(node)!r} ({node.op_type}) saturates on this processor, which has no VNNI: "
         "written with uint8 in the place of int8, the same arithmetic gives something else. Quantise with weights of "
         "seven bits (reduce_range) or uint8.",
     )

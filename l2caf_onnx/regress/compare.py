@@ -19,7 +19,7 @@ from l2caf_onnx.graph.model import Model, load
 from l2caf_onnx.preprocess import Source
 from l2caf_onnx.records import Change, Comparison, Pair, Score, Threshold
 
-from .bisect import local_errors, notes_of
+from .bisect import local_errors, notes_of, saturation
 from .breaking import affine_at, counterpart, usual_breakpoint
 from .calibrate import noise_of, spread
 from .classes import Names, classes_of, refuse_few
@@ -149,6 +149,8 @@ def compare(
         notes += told
     scores = scores_of(ours, theirs, (own, lines))
     scores += inside(held, own, lambda what, part: say(what, 0.7 + 0.3 * part))
+    off = {s.name for s in scores if s.subject == "tensor" and not s.ok}
+    notes += saturation(held, [a.candidate for a in held.alignment if a.reference in off])
     classes = classes_of(ours, theirs, labels, notes)
     return Comparison(
         kind="compare",
