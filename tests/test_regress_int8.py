@@ -234,3 +234,13 @@ def test_a_scale_is_told_by_many_values_and_not_by_drift(factor: float, values: 
     own = np.random.default_rng(0).uniform(1, 2, (values,)).astype(np.float32)
     found = likeness(sheets({"a": own}, turned=False)[values], sheets({"b": own * factor}, turned=False)[values])
     np.testing.assert_allclose(found.scale, scale, rtol=1e-4)
+
+
+def test_the_maps_of_tokens_hold_where_only_numbers_are_rounded() -> None:
+    """By gradient, which tells nothing of tokens, their cosines went down to 0."""
+    feeds = {k: v[:8] for k, v in net("toy-vit").feeds.items()}
+    found = caf.compare(caf.load(net("toy-vit").proto), caf.load(sound("toy-vit")), feeds)
+    (cosines,) = (s.values for s in found.scores if (s.subject, s.metric) == ("attention", "cosine"))
+    assert len(cosines) == 8
+    assert cosines.min() > 0.95
+    assert found.ok

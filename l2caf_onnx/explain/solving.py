@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -228,12 +227,12 @@ class Solving:
     def _by_slope(self, filtered: Filtered, rho: Rho) -> Solved:
         """From runs at occlusions, which are filters of any size: the loss takes them as they are.
 
-        Of tokens, which norms make all of one size, a gradient is known to tell nothing; it is taken all the same where
-        no regression is wanted (`better` infinite), as when two models must be asked in one way.
+        Of tokens, which norms make all of one size, a gradient is known to tell nothing. Their layout says so, so that
+        two models that hardly differ are asked in one way.
         """
         solver = self.asked.solver
         assert isinstance(solver, Slope)
-        if self.scene.stop.axes.grid is not None and math.isfinite(solver.better):
+        if self.scene.stop.axes.grid is not None:
             solver = replace(solver, untold=True)
         tail, normal = self._tail_of(filtered)
         within = replace(self.space(rho), lift=None)

@@ -35,8 +35,8 @@ class Question:
         Of a class, where no objective is named, its contrast with the strongest others, in closed form where the tail
         is affine, else by the solver "slope", which draws nothing at random and has one answer too. Where the reference
         is `affine` but this tail is not (roundings were put into it), the slope is taken where nothing is filtered, as
-        the closed form does. Always the slope, even where a regression on occlusions would tell more: two models that
-        hardly differ must not be asked in two ways.
+        the closed form does. Of tokens always by regression on occlusions, elsewhere never, even where it would tell
+        more of a sample: two models that hardly differ must not be asked in two ways.
         """
         own = None if targets is None else list(targets)
         objective = self.objective or (None if own is None else "contrast")
