@@ -63,16 +63,15 @@ class Rest:
 def pool_of(filtered: Filtered) -> tuple[Rest | None, Any]:
     """What follows the pool, where the cells are merely pooled, and the activations, (N, C, cells), where they are."""
     stop, onnx, places = filtered.stop, filtered.onnx, filtered.stop.axes
-    nothing = None
     if filtered.reads != (stop.at,) or places.batch is None:
-        return None, nothing
+        return None, None
     at = onnx.held[stop.at]
     plan: list[Any] = stop.opened.cache.get(
         ("rest", filtered.device, onnx.cells), lambda: [pooled(stop.opened, stop.axes), None]
     )
     pool, rest = plan
     if pool is None:
-        return None, nothing
+        return None, None
     order = (places.batch, *places.channel, *places.spatial)
     moved = at.permute(order) if isinstance(at, Tensor) else at.transpose(order)
     share = moved.reshape(onnx.samples, -1, onnx.cells)
@@ -82,7 +81,7 @@ def pool_of(filtered: Filtered) -> tuple[Rest | None, Any]:
         rest = plan[1] = _rest(filtered, pool, shape, onnx.cells)
     if rest is None:
         plan[0] = None
-        return None, nothing
+        return None, None
     return rest, share
 
 
