@@ -187,9 +187,7 @@ def linear_attention(
     decay: Tensor | None = None,
     beta: Tensor | None = None,
 ) -> Outputs:
-    if node.get(
-        "state_window", 0
-    ):  # another recurrence: refused by name, or solved by forward runs
+    if node.get("state_window", 0):  # another recurrence: refused by name, or solved by forward runs
         raise NotImplementedError("LinearAttention with state_window is not supported.")
     q_heads, kv_heads = node.get("q_num_heads"), node.get("kv_num_heads")
     rule = node.get("update_rule", "gated_delta")
