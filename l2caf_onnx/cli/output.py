@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +67,8 @@ def digest(path: Path) -> str:
 
 def versions() -> dict[str, Any]:
     """What computed the result."""
+    from importlib.metadata import PackageNotFoundError, version  # a twentieth of what --help costs
+
     found: dict[str, Any] = {"python": platform.python_version()}
     for name in (
         "l2caf_onnx",
