@@ -1,7 +1,8 @@
-"""The table by which the defaults were decided: the grid pointing game on EfficientNet-Lite0 at five depths.
+"""The tables by which the defaults were decided: how faithful maps of EfficientNet-Lite0 are at five depths.
 
-`python scripts/faithfulness.py` plays it with the photos of the manifest, exponents chosen on one half and scores
-reported on the other, every method on the same grids, and prints a table; --plot draws it by depth.
+`python scripts/faithfulness.py` plays the grid pointing game with the photos of the manifest, exponents chosen on one
+half and scores reported on the other, every method on the same grids, and prints a table. `--game perturb` has
+insertion and deletion, `--game randomise` the sanity check, `--game repeat` repeatability, on the same photos.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is not installed
 
 import l2caf_onnx as caf
+from l2caf_onnx.evaluation.games import Game
 from l2caf_onnx.evaluation.grid import Grid
+from l2caf_onnx.evaluation.perturb import Perturb
+from l2caf_onnx.evaluation.randomise import Randomise
+from l2caf_onnx.evaluation.repeat import Repeat
 from scripts.fetch_models import MANIFEST, read_manifest
 
 MODELS = MANIFEST.parent
@@ -31,7 +36,12 @@ DEPTHS = {
 }
 OURS = ("default", "paper")
 PEERS = ("gradcam", "hirescam", "gradcam++", "scorecam", "eigencam", "reciprocam", "rise", "centre")
-SCORES = ("energy", "top_share")
+SCORES = {
+    "grid": ("energy", "top_share"),
+    "perturb": ("insertion_minus_deletion", "insertion", "deletion"),
+    "randomise": ("rank_correlation",),
+    "repeat": ("noise", "activation", "seed", "threads", "level"),
+}
 
 
 def photos(half: str) -> list[str]:
@@ -41,6 +51,8 @@ def photos(half: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--game", choices=SCORES, default="grid")
+    parser.add_argument("--randomisations", type=int, default=20, help="draws of the tail's weights, of all photos")
     parser.add_argument("--grids", type=int, default=100, help="on the reporting half")
     parser.add_argument("--choosing", type=int, default=24, help="on the choosing half")
     parser.add_argument("--only", action="append", default=[], metavar="DEPTH", help="depths that hold this word")
@@ -51,33 +63,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     methods = [m for m in options.method or (*OURS, *PEERS) if m not in options.without]
     document: list[dict[str, Any]] = []
-    print("| breakpoint | method | energy (exponent) | top share | default minus it: energy, top share |")
-    print("|---|---|---:|---:|---:|", flush=True)
+    print(f"| breakpoint | method | {' | '.join(SCORES[options.game])} |")
+    print("|---|---|" + "---|" * len(SCORES[options.game]), flush=True)
     for depth, at in DEPTHS.items():
         if options.only and not any(word in depth for word in options.only):
             continue
         start = time.perf_counter()
         found = evaluated(at, methods, options)
         for method in methods:
-            energy, top = (found.find(game="grid", at=at, method=method, score=score) for score in SCORES)
-            behind = {d.score: d for d in found.differences if d.method == method and d.at == at}
-            apart = ", ".join(
-                f"{behind[s].mean:+.3f} [{behind[s].low:+.3f}, {behind[s].high:+.3f}]" for s in SCORES if s in behind
-            )
-            print(
-                f"| {depth} | {method} | {energy.mean:.3f} ({energy.exponent}) | {top.mean:.3f} | {apart} |", flush=True
-            )
+            print(f"| {depth} | {method} | {' | '.join(cells(found, options.game, at, method))} |", flush=True)
         document.append({"depth": depth, "seconds": time.perf_counter() - start, **found.describe()})
         if options.json:
             options.json.write_text(json.dumps(document) + "\n", encoding="utf-8")
     return 0
 
 
+def cells(found: caf.Evaluation, game: str, at: str, method: str) -> list[str]:
+    """Each score's mean, with the exponent of an energy; of repetitions the least too; then the first method's lead."""
+    shown = []
+    for score in SCORES[game]:
+        own = found.find(game=game, at=at, method=method, score=score)
+        text = f"{own.mean:.3f}" + (f" ({own.exponent})" if own.exponent is not None else "")
+        text += f", least {own.least:.3f}" if game == "repeat" else ""
+        for d in found.differences:
+            if (d.score, d.method, d.at) == (score, method, at):
+                text += f"; {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+        shown.append(text)
+    return shown
+
+
+def game_of(options: argparse.Namespace) -> Game:
+    """As asked for."""
+    if options.game == "grid":
+        return Grid(count=options.grids, choosing=options.choosing)
+    if options.game == "randomise":
+        return Randomise(count=options.randomisations)
+    if options.game == "repeat":
+        return Repeat()
+    return Perturb()
+
+
 def evaluated(at: str, methods: Sequence[str], options: argparse.Namespace) -> caf.Evaluation:
     """One depth: exponents from a game on the choosing half, scores from one on the other."""
+    settled = options.game == "randomise"  # nothing was chosen by it, so that all photos may tell
     return caf.evaluate(
-        MODEL, photos("report"), at=[at], games=[Grid(count=options.grids, choosing=options.choosing)], methods=methods,
-        preprocess="lite", choose=photos("choose"), seed=options.seed,
+        MODEL, photos("report") + (photos("choose") if settled else []), at=[at], games=[game_of(options)],
+        methods=methods, preprocess="lite", choose=photos("choose") if options.game == "grid" else None,
+        seed=options.seed,
     )  # fmt: skip
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 
-from l2caf_onnx.filters import norm_of
+from l2caf_onnx.filters import Grid, Smooth, norm_of
 from l2caf_onnx.objectives import Objective
 from l2caf_onnx.records import Certificate
 from l2caf_onnx.solvers import exact
@@ -16,18 +17,39 @@ from l2caf_onnx.solvers import exact
 from .collapsed import Collapsed, Vectors, host
 from .solved import Rho, Solved
 
+Lifted = Grid | Smooth | None
+
+_BUMPS = 2048  # cells beyond which no matrix of bumps is made
 _FORMS = {"l2": ("linear", "squares"), "l2-nonneg": ("linear", "squares"), "softmax": ("linear",)}
 
 
-def has_closed_form(objective: Objective, constraint: str) -> bool:
-    """Whether the exact solver knows that objective on that constraint set."""
-    return objective.form in _FORMS.get(constraint, ())
+def has_closed_form(objective: Objective, constraint: str, lift: Lifted = None) -> bool:
+    """Whether the exact solver knows that objective on that constraint set, for filters made of that."""
+    if lift is None:
+        return objective.form in _FORMS.get(constraint, ())
+    return objective.form == "linear" and constraint == "l2-nonneg" and math.prod(lift.spatial) <= _BUMPS
 
 
 def closed_form(
-    tail: Collapsed, objective: Objective, constraint: str, rho: Rho, classes: Sequence[int] | None, seed: int
+    tail: Collapsed,
+    objective: Objective,
+    constraint: str,
+    rho: Rho,
+    classes: Sequence[int] | None,
+    *,
+    lift: Lifted,
+    seed: int,
 ) -> Solved:
     """Minimise on the collapsed tail, each sample by itself; what it gives there is left to be asked.
+
+    Args:
+        tail: What is asked.
+        objective: Of the question, bound to what is watched.
+        constraint: One for which it `has_closed_form`.
+        rho: (N,) sizes.
+        classes: Of each sample the class asked about, or None.
+        lift: What filters are made of; None: they are free in every cell.
+        seed: Of the descents where least squares with f >= 0 are not convex.
 
     Raises:
         SolverError: the outputs asked about do not depend on the filter.
@@ -35,7 +57,7 @@ def closed_form(
     """
     radii = [norm_of(r, tail.cells) for r in rho.tolist()]
     if objective.form == "linear":
-        answers, passes = _of_linear(*_linear(tail, objective, classes), constraint, radii, tail.cells), 1
+        answers, passes = _of_linear(*_linear(tail, objective, classes), constraint, radii, lift), 1
     else:
         with torch.no_grad():
             answers, passes = _least_squares(tail, constraint, radii, seed), tail.passes
@@ -74,15 +96,25 @@ def _linear(tail: Collapsed, objective: Objective, classes: Sequence[int] | None
 
 
 def _of_linear(
-    slopes: Vectors, offsets: Vectors, constraint: str, radii: Sequence[float], cells: int
+    slopes: Vectors, offsets: Vectors, constraint: str, radii: Sequence[float], lift: Lifted
 ) -> list[exact.Answer]:
     """The minimiser of each sample."""
     rows = zip(slopes, radii, offsets.tolist(), strict=True)
+    if lift is not None:
+        return [exact.linear_in_cone(g, cone_of(lift), r, o) for g, r, o in rows]
     if constraint == "softmax":
-        root = math.sqrt(cells)
+        root = math.sqrt(slopes.shape[1])
         return [exact.linear_softmax(g, r * root, o) for g, r, o in rows]
     solve = exact.linear_on_sphere if constraint == "l2" else exact.linear_nonneg
     return [solve(g, r, o) for g, r, o in rows]
+
+
+@lru_cache(maxsize=4)
+def cone_of(lift: Grid | Smooth) -> exact.Cone:
+    """The bumps whose sums are its filters, where no weight is negative."""
+    count = math.prod(lift.shape)
+    bumps = lift.values(torch.eye(count, dtype=torch.float64).reshape(count, *lift.shape))
+    return exact.Cone.of(bumps.reshape(count, -1).numpy().T)
 
 
 def _least_squares(tail: Collapsed, constraint: str, radii: Sequence[float], seed: int) -> list[exact.Answer]:

@@ -136,6 +136,7 @@ class Explanation:
     ) -> Attention:
         scene, asked, stop = self.scene, self.asked, self.scene.stop
         tail = self.filtered.tail if self.filtered is not None else None
+        basis = asked.exact_basis if solved.certificate is not None else asked.basis
         loss = solved.loss
         if tail is None or tail.stepwise is not None:
             loss = self._loss_in_onnxruntime(solved.filter)
@@ -163,7 +164,7 @@ class Explanation:
             seed=asked.seed,
             notes=self.notes + (self.filtered.notes if self.filtered is not None else ()),
             method=asked.method.name if asked.method is not None else OURS,
-            basis=None if asked.basis is None else str(asked.basis),
+            basis=None if basis is None else str(basis),
             watched=self._watched(),
             frames=scene.frames,
             trace=trace,

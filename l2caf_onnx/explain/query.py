@@ -21,6 +21,7 @@ DEFAULT_RADIUS = 0.5
 _SHARP = (
     0.05  # sigma of the solver "slope" for questions of no class: what holds an output has an edge, says a toy's clip
 )
+SMOOTH = "smooth"  # as "slope" is for a class
 PRESETS = ("paper",)
 PROOFS = ("tail", "model")
 
@@ -61,6 +62,7 @@ class Plan:
         level: onnxruntime's optimisation level at which the model is deployed; "disable" is the reference itself.
         seed: Of every random choice.
         basis: What the filter is made of, as `attend` takes it.
+        exact_basis: Likewise where the exact solver finds it.
         select: What of S2 is watched; None: all.
         reference: Feeds of the input that S2 is held against, for objectives that want one.
         method: What makes the map in the place of L2-CAF; None: nothing.
@@ -79,6 +81,7 @@ class Plan:
     level: Level
     seed: int
     basis: str | int | None = None
+    exact_basis: str | int | None = None
     select: str | Sequence[str] | None = None
     reference: Mapping[str, Any] | None = None
     method: methods.Method | None = None
@@ -134,9 +137,9 @@ def plan(
     """Fill in what the user left open; what is given wins over the preset, and that over the defaults.
 
     Where neither objective, constraint, radius nor solver is named, the defaults are what measured best (README, "Maps
-    that tell the truth"): f >= 0, the radius "auto", the solver "slope" where the tail has no closed form, and for a
-    class its contrast with the strongest others. If any of them is named, what is left open is the paper's sphere, rho
-    0.5, the target's own score, free in every cell, by "exact" or "lbfgs".
+    that tell the truth"): f >= 0, the radius "auto", for a class its contrast with the strongest others, in closed form
+    over smooth filters where the tail is affine, and by the solver "slope" elsewhere. If any of them is named, what is
+    left open is the paper's sphere, rho 0.5, the target's own score, free in every cell, by "exact" or "lbfgs".
 
     `preset="paper"`: the paper's class-specific or class-oblivious loss, norm 1, the authors' SGD loop, |f| drawn.
 
@@ -219,6 +222,7 @@ def plan(
         level=cast(Level, ort_level),
         seed=seed,
         basis=basis,
+        exact_basis=SMOOTH if by_slope and chosen.class_specific else basis,
         select=select,
         reference=reference,
         method=None if method == OURS else methods.resolve(method),

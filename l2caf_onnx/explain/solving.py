@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2caf_onnx.errors import SolverError
-from l2caf_onnx.filters import Basis, Space, averaged, parse_basis, space
+from l2caf_onnx.filters import Basis, Space, averaged, made_of, parse_basis, space
 from l2caf_onnx.graph.half import uses_half
 from l2caf_onnx.graph.nodes import label
 from l2caf_onnx.objectives import Objective
 from l2caf_onnx.solvers import Blackbox, Lbfgs, LossFunction, Slope, Solution
 
 from .alive import Seen, clearly_apart, moved_from_zero
-from .closed_form import closed_form, has_closed_form
+from .closed_form import Lifted, closed_form, has_closed_form
 from .collapsed import Collapsed
 from .filtered import Filtered, Outputs
 from .opened import Arrays
@@ -70,20 +70,23 @@ class Solving:
     @property
     def exact(self) -> Collapsed | None:
         """The affine tail as a matrix, where the question has a closed form on it."""
-        if self.filtered is None or self.scene.frames or not self.free:
+        if self.filtered is None or self.scene.frames or len(self._exact_chains) > 1:
             return None
         tail = self._collapsed(self.filtered)
-        return tail if tail is not None and has_closed_form(self.objective, self.asked.constraint) else None
+        known = tail is not None and has_closed_form(self.objective, self.asked.constraint, self.lift)
+        return tail if known else None
+
+    @cached_property
+    def lift(self) -> Lifted:
+        """What the filter is made of where there is a closed form: of a chain its end, wherever it started."""
+        return made_of(self._exact_chains[0][-1], self.scene.onnx.spatial)
 
     @property
-    def chains(self) -> tuple[tuple[Basis, ...], ...]:
-        """What the filter is made of, see `parse_basis`."""
-        return parse_basis(self.asked.basis, self.scene.onnx.spatial, frames=self.scene.frames)
+    def _exact_chains(self) -> tuple[tuple[Basis, ...], ...]:
+        return self._chains(self.asked.exact_basis)
 
-    @property
-    def free(self) -> bool:
-        """Whether a filter that is free in every cell may be the answer."""
-        return self.chains == ((None,),)
+    def _chains(self, basis: str | int | None) -> tuple[tuple[Basis, ...], ...]:
+        return parse_basis(basis, self.scene.onnx.spatial, frames=self.scene.frames)
 
     def solved(self, rho: Rho) -> Solved:
         """The best filter of those sizes (N,).
@@ -140,7 +143,9 @@ class Solving:
         torchless = tail.lean and self.objective.sums_few
         try:
             with one_thread() if small and not torchless else contextlib.nullcontext():
-                found = closed_form(tail, self.objective, asked.constraint, rho, self.classes, asked.seed)
+                found = closed_form(
+                    tail, self.objective, asked.constraint, rho, self.classes, lift=self.lift, seed=asked.seed
+                )
         except SolverError:
             self.scene.refuse_dead(self.space(rho), asked.seed)  # that reason comes first
             raise
@@ -154,7 +159,7 @@ class Solving:
         return replace(found, outputs=outputs)
 
     def _no_closed_form(self) -> SolverError:
-        stop = self.scene.stop
+        stop, asked = self.scene.stop, self.asked
         where = f"Between {stop.at!r} and {', '.join(stop.cut.to)}."
         how = "Leave the solver to choose (auto), or break nearer the output."
         if stop.obstacle is not None:
@@ -165,10 +170,9 @@ class Solving:
         elif self.scene.collapsed is None:
             what = "The tail is affine by its graph, but not by its numbers."
         else:
-            made = " one filter a frame" if self.scene.frames else " a basis" if not self.free else ""
-            what = f"There is no closed form for {self.objective.name!r} with {self.asked.constraint!r}" + (
-                f" and{made}." if made else "."
-            )
+            made = "" if asked.exact_basis is None else " and that basis"
+            made = " and one filter a frame" if self.scene.frames else made
+            what = f"There is no closed form for {self.objective.name!r} with {asked.constraint!r}{made}."
         return SolverError(what, where=where, how=how)
 
     # By gradient
@@ -181,7 +185,7 @@ class Solving:
         seen = Seen()
         solutions: list[Solution] = []
         ends: list[Tensor] = []
-        for chain in self.chains:
+        for chain in self._chains(asked.basis):
             f: Tensor | None = None
             for basis in chain:
                 within = self.space(rho, basis)

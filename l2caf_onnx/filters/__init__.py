@@ -3,7 +3,7 @@
 A filter is one number per spatial cell of S1, shared by all channels, one filter per sample: a tensor (N, *spatial).
 """
 
-from .lifts import Basis, Smooth, averaged, parse_basis, sized
+from .lifts import Basis, Grid, Smooth, averaged, parse_basis, sized
 from .maps import heatmap, traced
 from .occlusions import crops, occlusions
 from .sets import (
@@ -18,7 +18,7 @@ from .sets import (
     norm_of,
     parse_radius,
 )
-from .space import Space, space
+from .space import Space, made_of, space
 
 __all__ = [
     "CONSTRAINTS",
@@ -26,6 +26,7 @@ __all__ = [
     "Basis",
     "ConstraintSet",
     "Free",
+    "Grid",
     "NonnegSphere",
     "Simplex",
     "Smooth",
@@ -35,6 +36,7 @@ __all__ = [
     "constraint_set",
     "crops",
     "heatmap",
+    "made_of",
     "norm_of",
     "occlusions",
     "parse_basis",

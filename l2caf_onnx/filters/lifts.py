@@ -70,20 +70,18 @@ class Grid:
 class Smooth:
     """Coordinates, one a cell, are blurred by a Gaussian: a filter that is smooth, and tied to no grid of nodes.
 
-    Values that are nowhere negative stay so, and constant ones constant.
+    Values that are nowhere negative stay so. Zeros lie around the map: were values means over the cells that there are,
+    a maximum beside a border would move to it.
 
     Attributes:
         spatial: Of the filter.
         sigma: The Gaussian's, as a part of each axis.
         frames: Whether the first axis counts frames, which are not blurred into one another.
-        fading: Whether zeros lie around the map. Else values are means over the cells that there are, and a maximum
-            beside a border moves to it.
     """
 
     spatial: tuple[int, ...]
     sigma: float
     frames: bool = False
-    fading: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,9 +92,9 @@ class Smooth:
         """Coordinates (k, *spatial) -> (k, *spatial), linear."""
         for axis in range(self.frames, len(self.spatial)):
             if self.spatial[axis] > _LONG:
-                w = _convolved(w.movedim(axis + 1, -1), self.sigma, self.fading).movedim(-1, axis + 1)
+                w = _convolved(w.movedim(axis + 1, -1), self.sigma).movedim(-1, axis + 1)
                 continue
-            blur = _blurred(self.spatial[axis], self.sigma, self.fading).to(w)
+            blur = _blurred(self.spatial[axis], self.sigma).to(w)
             w = torch.tensordot(w, blur, dims=([axis + 1], [1])).movedim(-1, axis + 1)
         return w
 
@@ -233,15 +231,14 @@ def _sigma(text: str, part: str) -> float:
     return sigma
 
 
-def _blurred(size: int, sigma: float, fading: bool) -> Tensor:
-    """(size, size): a Gaussian about each cell, its weights adding up to 1; if `fading`, in the middle cell alone."""
+def _blurred(size: int, sigma: float) -> Tensor:
+    """(size, size): a Gaussian about each cell, the same in all; its weights add up to 1 in the middle cell."""
     cells = torch.arange(size, dtype=torch.float64)
     weights = torch.exp(-((cells[:, None] - cells) / (sigma * size)).square() / 2)
-    total = weights.sum(1, keepdim=True)
-    return weights / (total.max() if fading else total)
+    return weights / weights.sum(1).max()
 
 
-def _convolved(w: Tensor, sigma: float, fading: bool) -> Tensor:
+def _convolved(w: Tensor, sigma: float) -> Tensor:
     """`_blurred` along the last axis, by Fourier transforms; roundings below 0 are cut off where `w` has none."""
     size = w.shape[-1]
     kernel = torch.exp(-(torch.arange(1 - size, size, dtype=torch.float64) / (sigma * size)).square() / 2).to(w.device)
@@ -250,7 +247,7 @@ def _convolved(w: Tensor, sigma: float, fading: bool) -> Tensor:
     spread = torch.fft.irfft(torch.fft.rfft(rows, whole) * torch.fft.rfft(kernel, whole), whole)[
         :, size - 1 : -size - 1
     ]
-    found: Tensor = (spread[1:] / (spread[:1].max() if fading else spread[:1])).reshape(w.shape).to(w)
+    found: Tensor = (spread[1:] / spread[:1].max()).reshape(w.shape).to(w)
     return found.clamp_min(0) if not bool((w < 0).any()) else found
 
 

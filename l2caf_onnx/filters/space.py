@@ -67,6 +67,15 @@ class Space:
         return replace(self, rho=self.rho[samples.to(self.rho.device)], inner=self.inner.take(samples))
 
 
+def made_of(basis: Basis, spatial: tuple[int, ...], *, frames: bool = False) -> Smooth | Grid | None:
+    """What makes filters of a basis; None: a filter is its own coordinates."""
+    if isinstance(basis, float):
+        return Smooth(spatial=spatial, sigma=basis, frames=frames)
+    if frames or (basis is not None and basis != spatial):
+        return Grid(spatial=spatial, nodes=basis or spatial)
+    return None
+
+
 def space(
     constraint: str,
     rho: Tensor,
@@ -90,13 +99,7 @@ def space(
         InputError: a constraint that there is not, or a size that is not positive.
     """
     cells = tuple(spatial)
-    lift: Lift | None = None
-    if constraint == "gaussian":
-        lift = Bell(spatial=cells, frames=frames)
-    elif isinstance(basis, float):
-        lift = Smooth(spatial=cells, sigma=basis, frames=frames)
-    elif frames or (basis is not None and basis != cells):
-        lift = Grid(spatial=cells, nodes=basis or cells)
+    lift = Bell(spatial=cells, frames=frames) if constraint == "gaussian" else made_of(basis, cells, frames=frames)
     inner = "free" if constraint == "gaussian" else constraint
     count = int(torch.tensor(cells).prod())
     norm: float | Tensor = 1.0

@@ -9,79 +9,26 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike
-
-from l2caf_onnx.errors import InputError, SolverError
 
 from . import nonneg
 from .certificate import Answer, certify_nonneg, certify_on_sphere, lower_bound, nonneg_residual, residual_unit
+from .linear import Cone, check_radius, linear_in_cone, linear_nonneg, linear_on_sphere, linear_softmax
 from .quadratic import LeastSquares
 from .secular import Matrix, Vector, flattest, from_rows, from_spectrum, length, on_sphere
 
 __all__ = [
     "Answer",
+    "Cone",
     "LeastSquares",
     "least_squares_nonneg",
     "least_squares_on_sphere",
+    "linear_in_cone",
     "linear_nonneg",
     "linear_on_sphere",
     "linear_softmax",
 ]
 
 KRYLOV_STEPS = 400
-
-
-def linear_on_sphere(g: ArrayLike, r: float, offset: float = 0.0) -> Answer:
-    """Minimise offset + g'f over ||f|| = r: f = -r g / ||g||.
-
-    Raises:
-        SolverError: g (cells,) is zero, or not finite.
-    """
-    slope, size = _slope(g, r)
-    f = -r * (slope / size)
-    return _linear(slope, f, offset, size / r, -r * size, "The minimum of a linear loss on the sphere, in closed form.")
-
-
-def linear_nonneg(g: ArrayLike, r: float, offset: float = 0.0) -> Answer:
-    """Minimise offset + g'f over ||f|| = r, f >= 0: f = r p / ||p|| with p = max(-g, 0), or the cell of the least g.
-
-    Where no cell lowers the loss, g'f >= min(g) ||f||_1 >= min(g) r.
-
-    Raises:
-        SolverError: g (cells,) is zero, or not finite.
-    """
-    slope, size = _slope(g, r)
-    p = np.maximum(-slope, 0.0)
-    if p.any():
-        norm = length(p / size) * size
-        reason = "The minimum of a linear loss with f >= 0, in closed form."
-        return _linear(slope, r * (p / norm), offset, norm / r, -r * norm, reason, nonneg=True)
-    best = int(np.argmin(slope))
-    f = np.zeros(slope.size)
-    f[best] = r
-    reason = f"No cell lowers the loss: all of the filter is in cell {best}, which raises it least{_ties(slope)}."
-    return _linear(slope, f, offset, -float(slope[best]) / r, r * float(slope[best]), reason, nonneg=True)
-
-
-def linear_softmax(g: ArrayLike, total: float, offset: float = 0.0) -> Answer:
-    """The infimum of offset + g'f over f = total softmax(w): all of it in the cell of the least g.
-
-    Raises:
-        SolverError: g (cells,) is zero, or not finite.
-    """
-    slope, _ = _slope(g, total)
-    best = int(np.argmin(slope))
-    f = np.zeros(slope.size)
-    f[best] = total
-    return Answer(
-        filter=f,
-        loss=offset + total * float(slope[best]),
-        kind="global",
-        multiplier=math.nan,
-        residual=0.0,
-        gap=0.0,
-        reason=f"The infimum under softmax is one cell, {best}; no finite softmax weights attain it{_ties(slope)}.",
-    )
 
 
 def least_squares_on_sphere(problem: LeastSquares, r: float) -> Answer:
@@ -94,7 +41,7 @@ def least_squares_on_sphere(problem: LeastSquares, r: float) -> Answer:
         SolverError: G and q are zero.
         InputError: r is not a positive number.
     """
-    _radius(r)
+    check_radius(r)
     problem.refuse_constant()
     if problem.multiply is not None:
         return _by_krylov(problem, r)
@@ -157,61 +104,6 @@ def least_squares_nonneg(problem: LeastSquares, r: float, *, seed: int = 0, star
         gap=min(max(loss - below, 0.0), extended.gap),
         reason=f"The best of {len(found)} local descents with f >= 0: the convex problem's minimum lies inside the "
         "ball, so that whether a better filter of this norm exists is open; the gap bounds by how much.",
-    )
-
-
-def _slope(g: ArrayLike, r: float) -> tuple[Vector, float]:
-    """g as float64 (cells,) and its norm."""
-    _radius(r)
-    slope = np.asarray(g, np.float64)
-    if slope.ndim != 1 or not slope.size:
-        raise InputError(f"The slope has the shape {slope.shape}.", how="Give (cells,), one sample's slope.")
-    if not np.isfinite(slope).all():
-        raise SolverError(
-            "The slope of the loss has NaN or infinite elements.",
-            where=f"At {int((~np.isfinite(slope)).sum())} of {slope.size} cells.",
-            how="Look for NaN or inf in the activations of this input.",
-        )
-    largest = float(np.abs(slope).max())
-    if largest == 0:
-        raise SolverError(
-            "Every filter has the same loss: S2 does not depend on S1 here.",
-            where="The slope is zero at every cell of this sample.",
-            how="Choose another breakpoint, another output or another input.",
-        )
-    return slope, largest * length(slope / largest)
-
-
-def _radius(r: float) -> None:
-    if not (math.isfinite(r) and r > 0):
-        raise InputError(f"A filter cannot have the norm {r}.", how="Give a positive radius.")
-
-
-def _ties(slope: Vector) -> str:
-    least = slope.min()
-    count = int((slope <= least + 1e-12 * np.abs(slope).max()).sum())
-    return f" (so do {count - 1} others: the first is taken)" if count > 1 else ""
-
-
-def _linear(
-    slope: Vector, f: Vector, offset: float, mu: float, least: float, reason: str, *, nonneg: bool = False
-) -> Answer:
-    scale = float(np.abs(slope).max())
-    g = slope / scale
-    s = g + mu / scale * f
-    r = length(f)
-    worst = length(s)
-    if nonneg:
-        worst = max(length(np.minimum(s, 0)), length(s[f > 0]), abs(float(f @ s)) / r)
-    value = float(slope @ f)
-    return Answer(
-        filter=f,
-        loss=offset + value,
-        kind="global",
-        multiplier=mu,
-        residual=worst / length(g),
-        gap=max(0.0, value - least),
-        reason=reason,
     )
 
 

@@ -82,6 +82,37 @@ def _nonneg_quadratic(problem: LeastSquares, mu: float, passive: Mask, largest: 
     return np.maximum(f, 0.0), passive, slope
 
 
+def one_by_one(gram: Matrix, q: Vector) -> Vector:
+    """The minimiser of w'Gw - 2q'w over w >= 0, G positive semidefinite, by as few positive weights as it takes.
+
+    Weights are let in one at a time (Lawson & Hanson, "Solving Least Squares Problems", 1974, in the form of Bro & de
+    Jong, "A fast non-negativity-constrained least squares algorithm", 1997): however alike the columns of G are, those
+    that are in are not.
+    """
+    inside = np.zeros(q.size, dtype=bool)
+    w, pull = np.zeros(q.size), q.copy()
+    enough = 1e-13 * float(np.abs(q).max())
+    for _ in range(3 * q.size):
+        outside = np.where(inside, -np.inf, pull)
+        entering = int(outside.argmax())
+        if outside[entering] <= enough:
+            break
+        inside[entering] = True
+        while True:
+            s = np.zeros(q.size)
+            s[inside] = np.linalg.solve(gram[np.ix_(inside, inside)], q[inside])
+            below = inside & (s <= 0)
+            if not below.any():
+                break
+            step = float((w[below] / (w[below] - s[below]).clip(np.finfo(float).tiny)).min())
+            w += min(step, 1.0) * (s - w)
+            inside &= w > 1e-15 * float(w.max())
+            w[~inside] = 0.0
+        w = s
+        pull = q - gram @ w
+    return w
+
+
 def over_ball(problem: LeastSquares, r: float, guess: float, passive: Mask) -> tuple[Vector, float]:
     """The minimiser over f >= 0, ||f|| <= r of the loss made convex, and its multiplier mu > -lambda_min.
 

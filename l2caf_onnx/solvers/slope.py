@@ -151,7 +151,7 @@ class Slope:
         return found.reshape(len(numbers), *within.spatial)
 
     def _smooth(self, slope: Tensor, within: Space) -> Tensor:
-        return Smooth(spatial=within.spatial, sigma=self.sigma, frames=within.frames, fading=True).values(slope)
+        return Smooth(spatial=within.spatial, sigma=self.sigma, frames=within.frames).values(slope)
 
     def _steepest(self, slope: Tensor, within: Space) -> Tensor:
         smooth = self._smooth(slope, within)
