@@ -123,8 +123,7 @@ def _least_squares(tail: Collapsed, constraint: str, radii: Sequence[float], see
     answers = []
     for n, radius in enumerate(radii):
         if tail.fits:
-            jacobian = tail.jacobian[n].double().cpu().numpy()
-            problem = exact.LeastSquares.from_jacobian(jacobian, jacobian.sum(axis=1), weights)
+            problem = exact.LeastSquares.from_change(tail.jacobian[n].cpu().numpy(), weights)
         else:
             problem = _matrix_free(tail, n, weights)
         if constraint == "l2":

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -165,8 +166,9 @@ def sized(values: Tensor, rho: Tensor, *, frames: bool, total: bool) -> Tensor:
     return values * (column(wanted.to(values), values.ndim) / size.clamp_min(torch.finfo(values.dtype).tiny))
 
 
+@lru_cache(maxsize=64)
 def parse_basis(
-    basis: str | int | None, spatial: Sequence[int], *, frames: bool = False
+    basis: str | int | None, spatial: tuple[int, ...], *, frames: bool = False
 ) -> tuple[tuple[Basis, ...], ...]:
     """What a filter is to be made of: chains of bases, each basis starting where the one before it ended.
 

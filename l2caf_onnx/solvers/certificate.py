@@ -64,7 +64,7 @@ def _closed(problem: LeastSquares, gap: float, residual: float, r: float) -> boo
 
 def _floor(problem: LeastSquares) -> float:
     """A sum of squares is not below 0; of a quadratic given by its coefficients that is not known."""
-    return -math.inf if problem.difference is None else 0.0
+    return -math.inf if problem.difference is None and problem.centre is None else 0.0
 
 
 def certify_on_sphere(

@@ -126,8 +126,7 @@ def linear_in_cone(g: ArrayLike, cone: Cone, r: float, offset: float = 0.0) -> A
         loss = float(slope @ f)
         mu = -loss / (r * r)
         return Answer(filter=f, loss=offset + loss, kind="global", multiplier=mu, residual=0, gap=0, reason=reason)
-    weights = nonneg.one_by_one(cone.gram, pull)
-    p = cone.bumps @ weights
+    p = cone.bumps @ nonneg.weights(cone.gram, pull)
     norm = length(p)
     f = p * (r / norm)
     # with e = -g/||g|| - p, -g'f/||g|| = p'f + e'f <= r ||p|| + sum_j w_j e's_j for every f = S w, and

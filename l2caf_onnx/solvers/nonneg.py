@@ -18,6 +18,9 @@ from .secular import EPS, Matrix, Vector, length
 
 Mask = NDArray[np.bool_]
 
+_FEW = 144
+"""Weights that are exchanged by blocks."""
+
 LEAST_SHIFT = 1e-11
 """How far above -lambda_min the multiplier is tried, as a share of the largest eigenvalue; below is the hard case."""
 
@@ -82,32 +85,62 @@ def _nonneg_quadratic(problem: LeastSquares, mu: float, passive: Mask, largest: 
     return np.maximum(f, 0.0), passive, slope
 
 
-def one_by_one(gram: Matrix, q: Vector) -> Vector:
-    """The minimiser of w'Gw - 2q'w over w >= 0, G positive semidefinite, by as few positive weights as it takes.
+def weights(gram: Matrix, q: Vector) -> Vector:
+    """The minimiser of w'Gw - 2q'w over w >= 0, G positive semidefinite, by exchanging the weights that are positive.
 
-    Weights are let in one at a time (Lawson & Hanson, "Solving Least Squares Problems", 1974, in the form of Bro & de
-    Jong, "A fast non-negativity-constrained least squares algorithm", 1997): however alike the columns of G are, those
-    that are in are not.
+    Few are exchanged by blocks, in a handful of rounds. Of many whose columns of G are nearly sums of one another,
+    blocks do not settle: they are let in one by one (Lawson & Hanson, "Solving Least Squares Problems", 1974, in the
+    form of Bro & de Jong, "A fast non-negativity-constrained least squares algorithm", 1997), and so those that are in
+    are apart.
     """
-    inside = np.zeros(q.size, dtype=bool)
+    rounding = 1e-13 * float(np.abs(q).max())
+    found = _by_blocks(gram, q, rounding) if q.size <= _FEW else None
+    return _one_by_one(gram, q, rounding) if found is None else found
+
+
+def _by_blocks(gram: Matrix, q: Vector, rounding: float) -> Vector | None:
+    """None: it did not settle."""
+    positive = q > 0
+    fewest = q.size + 1
+    while True:
+        w = np.zeros(q.size)
+        try:
+            w[positive] = np.linalg.solve(gram[positive][:, positive], q[positive])
+        except np.linalg.LinAlgError:
+            return None
+        wrong = np.where(positive, w < 0, q - gram @ w > rounding)
+        count = int(np.count_nonzero(wrong))
+        if count == 0:
+            return w
+        if count >= fewest:
+            return None
+        fewest = count
+        positive ^= wrong
+
+
+def _one_by_one(gram: Matrix, q: Vector, rounding: float) -> Vector:
+    positive = np.zeros(q.size, dtype=bool)
     w, pull = np.zeros(q.size), q.copy()
-    enough = 1e-13 * float(np.abs(q).max())
     for _ in range(3 * q.size):
-        outside = np.where(inside, -np.inf, pull)
+        outside = np.where(positive, -np.inf, pull)
         entering = int(outside.argmax())
-        if outside[entering] <= enough:
+        if outside[entering] <= rounding:
             break
-        inside[entering] = True
+        positive[entering] = True
         while True:
             s = np.zeros(q.size)
-            s[inside] = np.linalg.solve(gram[np.ix_(inside, inside)], q[inside])
-            below = inside & (s <= 0)
+            part = gram[positive][:, positive]
+            try:
+                s[positive] = np.linalg.solve(part, q[positive])
+            except np.linalg.LinAlgError:  # more of them than cells
+                s[positive] = np.linalg.lstsq(part, q[positive], rcond=None)[0]
+            below = positive & (s <= 0)
             if not below.any():
                 break
             step = float((w[below] / (w[below] - s[below]).clip(np.finfo(float).tiny)).min())
             w += min(step, 1.0) * (s - w)
-            inside &= w > 1e-15 * float(w.max())
-            w[~inside] = 0.0
+            positive &= w > 1e-15 * float(w.max())
+            w[~positive] = 0.0
         w = s
         pull = q - gram @ w
     return w

@@ -48,6 +48,7 @@ class LeastSquares:
         gram: (cells, cells) G, or None where another form is kept.
         rows: (M, cells) sqrt(weights) J, or None where only G or two functions are known.
         difference: (M,) sqrt(weights) times what the outputs should move by, None where only G is known.
+        centre: (cells,) a filter of loss 0, where one is known.
         multiply: f (cells,) -> rows f (M,), in the form of two functions.
         transpose: z (M,) -> rows' z (cells,), likewise.
     """
@@ -57,6 +58,7 @@ class LeastSquares:
     gram: Matrix | None = None
     rows: Matrix | None = None
     difference: Vector | None = None
+    centre: Vector | None = None
     multiply: Operator | None = None
     transpose: Operator | None = None
     _found: dict[str, tuple[Vector, Matrix]] = field(default_factory=dict, repr=False)
@@ -98,6 +100,24 @@ class LeastSquares:
             return cls(q, c, difference=target, multiply=lambda f: rows @ f, transpose=lambda z: np.asarray(z @ rows))
         gram = product(rows.T, rows) if j.shape[1] <= max(j.shape[0], SMALL) else None
         return cls(q, c, gram=gram, rows=rows, difference=target)
+
+    @classmethod
+    def from_change(cls, jacobian: ArrayLike, weights: ArrayLike) -> LeastSquares:
+        """From sum_j weights_j (J (f - 1))_j^2, how far f moves outputs from where f = 1 has them: J (M, cells).
+
+        As `from_jacobian` has it for the difference J 1, and where G is small by G alone, without a pass over J more.
+        """
+        j, w = np.asarray(jacobian), np.asarray(weights, np.float64)
+        if j.ndim != 2 or not 0 < j.shape[1] <= SMALL or w.shape != j.shape[:1] or (w < 0).any():
+            return cls.from_jacobian(j, j.sum(axis=1, dtype=np.float64), w)
+        rows = j.astype(np.float64)
+        even = w[0] if w.size and (w == w[0]).all() else None
+        if even is None:
+            rows *= np.sqrt(w)[:, None]
+        gram = product(rows.T, rows) * (1.0 if even is None else even)
+        q = gram.sum(1)
+        _finite(q)
+        return cls(q, float(q.sum()), gram=gram, centre=np.ones(q.size))
 
     @classmethod
     def matrix_free(
@@ -148,6 +168,9 @@ class LeastSquares:
 
     def loss(self, f: Vector) -> float:
         """The loss at f (cells,); as a sum of squares where the outputs are known, for that does not cancel."""
+        if self.centre is not None:
+            away = f - self.centre
+            return float(away @ self.times(away))
         if self.difference is None:
             return float(f @ self.times(f) - 2 * (self.q @ f)) + self.c
         if self.rows is not None:
