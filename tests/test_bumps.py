@@ -153,20 +153,21 @@ def slope_of(model: caf.Model, feeds: dict[str, NDArray[np.float32]], at: str, t
     return np.array([contrast(e) - nothing for e in np.eye(cells)])
 
 
-def test_a_class_is_asked_about_over_smooth_filters_where_nothing_is_named() -> None:
-    model, feeds = weighted(POOLED), feeds_of(POOLED, 1)
-    found = caf.attend(model, feeds, at="s", target=1)
+@pytest.mark.parametrize(("graph", "target"), [(POOLED, 0), (POOLED, 2), (SPREAD, 1)])
+def test_a_class_is_asked_about_over_smooth_filters_where_nothing_is_named(graph: str, target: int) -> None:
+    model, feeds = weighted(graph), feeds_of(graph, 1)
+    found = caf.attend(model, feeds, at="s", target=target)
     rows, columns = found.filter.shape[1:]
-    g = slope_of(model, feeds, "s", 1)
+    g = slope_of(model, feeds, "s", target)
     expected = linear_in_cone(g, Cone.of(gaussians(rows, columns)), float(np.linalg.norm(found.filter)))
     np.testing.assert_allclose(found.filter[0].ravel(), expected.filter, atol=2e-4 * expected.filter.max())
     assert found.certificate is not None
     assert (found.solver, found.basis, found.certificate.kind, found.proof.ok) == ("exact", "smooth", "global", True)
     named = caf.attend(
-        model, feeds, at="s", target=1, objective="contrast", constraint="l2-nonneg", radius=0.42, basis="smooth"
+        model, feeds, at="s", target=target, objective="contrast", constraint="l2-nonneg", radius=0.42, basis="smooth"
     )
     np.testing.assert_array_equal(named.filter, found.filter)
-    free = caf.attend(model, feeds, at="s", target=1, basis="full")
+    free = caf.attend(model, feeds, at="s", target=target, basis="full")
     p = np.maximum(-g, 0)
     expected_free = p * np.linalg.norm(free.filter) / np.linalg.norm(p)
     np.testing.assert_allclose(free.filter[0].ravel(), expected_free, atol=2e-4 * expected_free.max())

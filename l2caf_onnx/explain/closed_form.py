@@ -91,7 +91,7 @@ def _linear(tail: Collapsed, objective: Objective, classes: Sequence[int] | None
         with torch.no_grad():
             return host(tail.gradient(weights)), host(losses.detach())
     places, shares = objective.terms(tail.scores if objective.ranks else None, tail.classes, classes)
-    offsets = (tail.zero[np.arange(tail.samples)[:, None], places] * shares).sum(1, dtype=np.float64)
+    offsets = np.array([float(shares[n].astype(np.float64) @ zero[places[n]]) for n, zero in enumerate(tail.zero)])
     return tail.combined(places, shares), offsets
 
 

@@ -60,7 +60,7 @@ class Collapsed:
     def zero(self) -> NDArray[np.float32]:
         """z0 on the host: (N, M)."""
         if self._rest is not None:
-            return np.broadcast_to(self._rest.offsets, (self.samples, self._rest.offsets.size))
+            return np.repeat(self._rest.offsets[None], self.samples, axis=0)
         found: NDArray[np.float32] = self.origin.cpu().numpy()
         return found
 

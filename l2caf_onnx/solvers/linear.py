@@ -155,6 +155,9 @@ def _slope(g: ArrayLike, r: float) -> tuple[Vector, float]:
     slope = np.asarray(g, np.float64)
     if slope.ndim != 1 or not slope.size:
         raise InputError(f"The slope has the shape {slope.shape}.", how="Give (cells,), one sample's slope.")
+    square = float(slope @ slope)
+    if 1e-250 < square < 1e250:  # nothing is missing, nothing is lost
+        return slope, math.sqrt(square)
     if not np.isfinite(slope).all():
         raise SolverError(
             "The slope of the loss has NaN or infinite elements.",
