@@ -50,7 +50,7 @@ def write(
     if (folder / f"{stem}.png").exists():  # two inputs of one name
         stem = file_stem(f"{sample.name} {found.at} {target}", length=90)
     heatmap = found.heatmap[0]
-    kept = f"{found.constraint} at rho {found.radius[0]:.3g}"
+    kept = f"{found.constraint}{f', {found.basis}' if found.basis else ''} at rho {found.radius[0]:.3g}"
     asked = f"{found.objective}, {kept}, {found.solver}, loss {found.loss[0]:.5g}"
     if found.method != "l2caf":
         asked = f"{found.method}, {found.objective}"
