@@ -175,6 +175,21 @@ def test_a_class_is_asked_about_over_smooth_filters_where_nothing_is_named(graph
     assert caf.attend(model, feeds, at="s").basis is None  # of all outputs, free in every cell
 
 
+def test_along_a_line_nothing_is_smoothed() -> None:
+    model = weighted("""g (float[N,2,11] x) => (float[N,4] y) <float[6,2,3] w, float[6,4] v> {
+      c = Conv (x, w)  s = Relu (c)  p = GlobalAveragePool (s)  f = Flatten (p)  y = Gemm (f, v) }""")
+    feeds = {"x": normal(1, 2, 11)}
+    found = caf.attend(model, feeds, at="s", target=2)
+    free = caf.attend(model, feeds, at="s", target=2, basis="full")
+    assert (found.solver, found.basis, found.filter.shape) == ("exact", None, (1, 9))
+    np.testing.assert_array_equal(found.filter, free.filter)
+    smooth = caf.attend(
+        model, feeds, at="s", target=2, basis="smooth", objective="contrast", constraint="l2-nonneg", radius=0.42
+    )
+    assert (smooth.solver, smooth.basis) == ("exact", "smooth")
+    assert smooth.loss[0] > found.loss[0]
+
+
 def test_a_batch_gives_what_singles_give() -> None:
     model, feeds = weighted(POOLED), feeds_of(POOLED, 3)
     found = caf.attend(model, feeds, at="s", target=[0, 1, 2])

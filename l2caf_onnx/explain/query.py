@@ -62,7 +62,7 @@ class Plan:
         level: onnxruntime's optimisation level at which the model is deployed; "disable" is the reference itself.
         seed: Of every random choice.
         basis: What the filter is made of, as `attend` takes it.
-        exact_basis: Likewise where the exact solver finds it.
+        exact_basis: Likewise where the exact solver finds it, over maps of two axes or more.
         select: What of S2 is watched; None: all.
         reference: Feeds of the input that S2 is held against, for objectives that want one.
         method: What makes the map in the place of L2-CAF; None: nothing.

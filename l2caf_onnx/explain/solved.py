@@ -34,6 +34,7 @@ class Solved:
         outputs: Tells what the solver's form of the tail gives for the filters, batch first; None for the solver
             blackbox, which has none.
         certificate: Of the exact solver.
+        basis: What it made the filters of; None: they are free in every cell.
     """
 
     filter: NDArray[np.float32]
@@ -44,6 +45,7 @@ class Solved:
     rho: Rho
     outputs: Callable[[], Arrays] | None = None
     certificate: Certificate | None = None
+    basis: str | None = None
 
 
 def solved(solution: Solution, solver: str, rho: Rho, outputs: Outputs | None = None) -> Solved:

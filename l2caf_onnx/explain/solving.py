@@ -83,7 +83,13 @@ class Solving:
 
     @property
     def _exact_chains(self) -> tuple[tuple[Basis, ...], ...]:
-        return self._chains(self.asked.exact_basis)
+        return self._chains(self.exact_basis)
+
+    @property
+    def exact_basis(self) -> str | int | None:
+        """Of what the exact solver makes filters; along a line, such as words, nothing was measured to be smooth."""
+        asked = self.asked
+        return asked.exact_basis if len(self.scene.onnx.spatial) > 1 else asked.basis
 
     def _chains(self, basis: str | int | None) -> tuple[tuple[Basis, ...], ...]:
         return parse_basis(basis, self.scene.onnx.spatial, frames=self.scene.frames)
@@ -156,7 +162,8 @@ class Solving:
                 self.scene.refuse_dead(self.space(rho), asked.seed)
             return given
 
-        return replace(found, outputs=outputs)
+        basis = self.exact_basis
+        return replace(found, outputs=outputs, basis=None if basis is None else str(basis))
 
     def _no_closed_form(self) -> SolverError:
         stop, asked = self.scene.stop, self.asked
@@ -170,7 +177,7 @@ class Solving:
         elif self.scene.collapsed is None:
             what = "The tail is affine by its graph, but not by its numbers."
         else:
-            made = "" if asked.exact_basis is None else " and that basis"
+            made = "" if self.exact_basis is None else " and that basis"
             made = " and one filter a frame" if self.scene.frames else made
             what = f"There is no closed form for {self.objective.name!r} with {asked.constraint!r}{made}."
         return SolverError(what, where=where, how=how)
