@@ -185,7 +185,7 @@ def attend_many(
     stops = [
         stop_at(loaded, q.at, q.to, q.layout, logits=p.logits, fed=fed) for q, p in zip(queries, plans, strict=True)
     ]
-    unknown = [s for s, p in zip(stops, plans, strict=True) if isinstance(p.target, str)]
+    scored = [s for s, p in zip(stops, plans, strict=True) if isinstance(p.target, str) or p.objective.ranks]
     on_gpu = where if where.type == "cuda" else None
     total, parts = batches(loaded, feeds, batch_size)
     _check_targets(plans, total)
@@ -193,7 +193,7 @@ def attend_many(
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext():
         for batch in parts:
             start = batch.samples.start
-            for pieces, recorded in record(loaded, batch.pieces, stops, providers, on_gpu, unknown):
+            for pieces, recorded in record(loaded, batch.pieces, stops, providers, on_gpu, scored):
                 scenes: dict[int, Scene] = {}
                 for stop in stops:
                     if id(stop) not in scenes:
