@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import l2caf_onnx as caf
 from l2caf_onnx.errors import InputError, SolverError
-from l2caf_onnx.explain import closed_form
+from l2caf_onnx.explain import closed_form, solving
 from l2caf_onnx.solvers import nonneg
 from l2caf_onnx.solvers.exact import Answer, Cone, LeastSquares, least_squares_on_sphere, linear_in_cone, linear_nonneg
 from tests.conftest import normal, weighted
@@ -220,9 +220,12 @@ def test_what_has_no_closed_form_goes_the_usual_way(monkeypatch: pytest.MonkeyPa
     assert caf.attend(model, feeds, at="s", basis="smooth", constraint="l2-nonneg").solver == "lbfgs"
     with pytest.raises(SolverError, match="that basis"):
         caf.attend(model, feeds, **nonnegative, basis="2+smooth", solver="exact")
-    monkeypatch.setattr(closed_form, "_BUMPS", 8)
-    large = caf.attend(model, feeds, at="s", target=1)
-    assert (large.solver, large.basis) == ("slope", None)
+    monkeypatch.setattr(closed_form, "BUMPS", 8)
+    monkeypatch.setattr(solving, "BUMPS", 8)
+    assert caf.attend(model, feeds, **nonnegative, basis="smooth").solver == "lbfgs"
+    large = caf.attend(model, feeds, at="s", target=2)
+    np.testing.assert_array_equal(large.filter, caf.attend(model, feeds, at="s", target=2, basis="full").filter)
+    assert (large.solver, large.basis) == ("exact", None)
     bent = caf.attend(weighted(BENT), feeds_of(BENT, 1), at="s", target=1)
     assert (bent.solver, bent.basis) == ("slope", None)
 

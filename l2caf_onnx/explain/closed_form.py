@@ -19,7 +19,7 @@ from .solved import Rho, Solved
 
 Lifted = Grid | Smooth | None
 
-_BUMPS = 2048  # cells beyond which no matrix of bumps is made
+BUMPS = 1024  # cells beyond which no matrix of bumps is made
 _FORMS = {"l2": ("linear", "squares"), "l2-nonneg": ("linear", "squares"), "softmax": ("linear",)}
 
 
@@ -27,7 +27,7 @@ def has_closed_form(objective: Objective, constraint: str, lift: Lifted = None) 
     """Whether the exact solver knows that objective on that constraint set, for filters made of that."""
     if lift is None:
         return objective.form in _FORMS.get(constraint, ())
-    return objective.form == "linear" and constraint == "l2-nonneg" and math.prod(lift.spatial) <= _BUMPS
+    return objective.form == "linear" and constraint == "l2-nonneg" and math.prod(lift.spatial) <= BUMPS
 
 
 def closed_form(

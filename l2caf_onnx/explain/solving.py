@@ -20,7 +20,7 @@ from l2caf_onnx.objectives import Objective
 from l2caf_onnx.solvers import Blackbox, Lbfgs, LossFunction, Slope, Solution
 
 from .alive import Seen, clearly_apart, moved_from_zero
-from .closed_form import Lifted, closed_form, has_closed_form
+from .closed_form import BUMPS, Lifted, closed_form, has_closed_form
 from .collapsed import Collapsed
 from .filtered import Filtered, Outputs
 from .opened import Arrays
@@ -88,8 +88,8 @@ class Solving:
     @property
     def exact_basis(self) -> str | int | None:
         """Of what the exact solver makes filters; along a line, such as words, nothing was measured to be smooth."""
-        asked = self.asked
-        return asked.exact_basis if len(self.scene.onnx.spatial) > 1 else asked.basis
+        asked, onnx = self.asked, self.scene.onnx
+        return asked.exact_basis if len(onnx.spatial) > 1 and onnx.cells <= BUMPS else asked.basis
 
     def _chains(self, basis: str | int | None) -> tuple[tuple[Basis, ...], ...]:
         return parse_basis(basis, self.scene.onnx.spatial, frames=self.scene.frames)

@@ -18,7 +18,7 @@ from .secular import EPS, Matrix, Vector, length
 
 Mask = NDArray[np.bool_]
 
-_FEW = 144
+_FEW = 256
 """Weights that are exchanged by blocks."""
 
 LEAST_SHIFT = 1e-11
