@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import text
 from tests.test_cli import Command, command  # noqa: F401 - the fixture
-from tests.test_evaluate_games import COLOURS, photos
+from tests.test_evaluate_games import COLOURS, FREE, photos
 
 
 @pytest.fixture
@@ -31,24 +31,23 @@ def folder(tmp_path: Path) -> Path:
 def test_a_table_files_and_a_plot_by_depth(command: Command, model: Path, folder: Path) -> None:
     found = command(
         "eval", model, folder, "--at", "relu", "--at", "image", "--grids", 4, "--preprocess", "unit",
-        "--method", "default", "--method", "paper", "-o", "out",
+        "--method", FREE, "--method", "paper", "-o", "out",
     )  # fmt: skip
     assert found.code == 0, found.err
     lines = found.out.splitlines()
     assert lines[0] == "grid:"
     assert lines[1].split()[:4] == ["at", "method", "energy", "top_share"]
     assert [line.split()[:3] for line in lines[2:4]] == [
-        ["relu", "default", *lines[2].split()[2:3]],
+        ["relu", FREE, "1.000"],
         ["relu", "paper", *lines[3].split()[2:3]],
     ]
-    assert float(lines[2].split()[2]) > 0.9
     assert "worse" in lines[3]
     assert "exponent 1" in found.err
     manifest = json.loads(Path("out/manifest.json").read_text())
     assert manifest["command"] == "eval"
     assert manifest["files"] == ["evaluation.json", "grid.png"]
     document = json.loads(Path("out/evaluation.json").read_text())
-    assert document["methods"] == ["default", "paper"]
+    assert document["methods"] == [FREE, "paper"]
     assert len(document["rows"]) == 4 * 2 * 2
     with Image.open("out/grid.png") as plot:
         assert plot.size[0] > 800

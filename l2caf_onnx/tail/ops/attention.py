@@ -187,8 +187,8 @@ def linear_attention(
     decay: Tensor | None = None,
     beta: Tensor | None = None,
 ) -> Outputs:
-    if node.get("state_window", 0):  # another recurrence: refused by name, or solved by forward runs
-        raise NotImplementedError("LinearAttention with state_window is not supported.")
+    if node.get("state_window", 0):
+        raise NotImplementedError("LinearAttention with state_window is not supported.")  # forward runs solve it
     q_heads, kv_heads = node.get("q_num_heads"), node.get("kv_num_heads")
     rule = node.get("update_rule", "gated_delta")
     query, key, value = heads_apart(query, q_heads), heads_apart(key, kv_heads), heads_apart(value, kv_heads)
