@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -101,20 +100,12 @@ def _of_linear(
     """The minimiser of each sample."""
     rows = zip(slopes, radii, offsets.tolist(), strict=True)
     if lift is not None:
-        return [exact.linear_in_cone(g, cone_of(lift), r, o) for g, r, o in rows]
+        return [exact.linear_in_cone(g, exact.cone_of(lift), r, o) for g, r, o in rows]
     if constraint == "softmax":
         root = math.sqrt(slopes.shape[1])
         return [exact.linear_softmax(g, r * root, o) for g, r, o in rows]
     solve = exact.linear_on_sphere if constraint == "l2" else exact.linear_nonneg
     return [solve(g, r, o) for g, r, o in rows]
-
-
-@lru_cache(maxsize=4)
-def cone_of(lift: Grid | Smooth) -> exact.Cone:
-    """The bumps whose sums are its filters, where no weight is negative."""
-    count = math.prod(lift.shape)
-    bumps = lift.values(torch.eye(count, dtype=torch.float64).reshape(count, *lift.shape))
-    return exact.Cone.of(bumps.reshape(count, -1).numpy().T)
 
 
 def _least_squares(tail: Collapsed, constraint: str, radii: Sequence[float], seed: int) -> list[exact.Answer]:

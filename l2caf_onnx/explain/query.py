@@ -63,6 +63,8 @@ class Plan:
         seed: Of every random choice.
         basis: What the filter is made of, as `attend` takes it.
         exact_basis: Likewise where the exact solver finds it, over maps of two axes or more.
+        anew: Whether the solver "slope" sets the target by half against the classes that are strongest under each
+            occlusion, where the objective ranks them, and by half against those of the unfiltered model.
         select: What of S2 is watched; None: all.
         reference: Feeds of the input that S2 is held against, for objectives that want one.
         method: What makes the map in the place of L2-CAF; None: nothing.
@@ -82,6 +84,7 @@ class Plan:
     seed: int
     basis: str | int | None = None
     exact_basis: str | int | None = None
+    anew: bool = False
     select: str | Sequence[str] | None = None
     reference: Mapping[str, Any] | None = None
     method: methods.Method | None = None
@@ -223,6 +226,7 @@ def plan(
         seed=seed,
         basis=basis,
         exact_basis=SMOOTH if by_slope and chosen.class_specific else basis,
+        anew=by_slope and chosen.ranks,
         select=select,
         reference=reference,
         method=None if method == OURS else methods.resolve(method),

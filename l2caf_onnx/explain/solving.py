@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2caf_onnx.errors import SolverError
-from l2caf_onnx.filters import Basis, Space, averaged, made_of, parse_basis, space
+from l2caf_onnx.filters import Basis, Smooth, Space, averaged, made_of, parse_basis, space
 from l2caf_onnx.graph.half import uses_half
 from l2caf_onnx.graph.nodes import label
 from l2caf_onnx.objectives import Objective
@@ -241,10 +241,13 @@ class Solving:
         Of tokens, which norms make all of one size, a gradient is known to tell nothing. Their layout says so, so that
         two models that hardly differ are asked in one way.
         """
-        solver = self.asked.solver
+        asked = self.asked
+        solver = asked.solver
         assert isinstance(solver, Slope)
         if self.scene.stop.axes.grid is not None:
             solver = replace(solver, untold=True)
+        elif asked.anew and isinstance(self.lift, Smooth):
+            solver = replace(solver, bumps=self.lift)
         tail, normal = self._tail_of(filtered)
         within = replace(self.space(rho), lift=None)
         responds = torch.zeros(len(rho), dtype=torch.bool, device=self.scene.device)
@@ -252,14 +255,16 @@ class Solving:
         def keep(f: Tensor) -> None:
             self.tried.append(f.cpu().numpy())
 
-        loss = self._loss(tail, normal, within, responds)
-        solution = solver.minimise(loss, within, keep if self.asked.trace else None)
+        loss = self._loss(tail, normal, within, responds, anew=asked.anew)
+        solution = solver.minimise(loss, within, keep if asked.trace else None)
         if solver.untold:
             rows = solution.filter.flatten(1)
             responds |= (rows != rows[:, :1]).any(1)
         self._refuse_unresponsive(responds, rho)
         with torch.no_grad():
             outputs = tail(solution.filter, torch.arange(len(rho)))
+            reached = self.objective.losses(outputs, normal, samples=len(rho), target=self.target)
+        solution = replace(solution, loss=reached)
         return solved(solution, solver.name, rho, outputs)
 
     def _refuse_unresponsive(self, responds: Tensor, rho: Rho) -> None:
@@ -277,6 +282,7 @@ class Solving:
         *,
         seen: Seen | None = None,
         trace: bool = False,
+        anew: bool = False,
     ) -> LossFunction:
         """The objective of what a solver moves; it notes which samples respond, what is seen at the filters, and, where
         the question wants them, all that are tried.
@@ -303,6 +309,9 @@ class Solving:
                 own = {k: v.index_select(0, numbers.to(v.device)) for k, v in normal.items()}
                 classes = classes[numbers.to(classes.device)] if classes is not None else None
             losses = self.objective.losses(outputs, own, samples=len(f), target=classes)
+            if anew:
+                ranked = {k: v.detach() for k, v in outputs.items()}
+                losses = (losses + self.objective.losses(outputs, ranked, samples=len(f), target=classes)) / 2
             if seen is not None and whole:
                 seen.note(f, outputs, losses.detach())
             return losses

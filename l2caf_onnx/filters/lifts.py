@@ -25,7 +25,7 @@ Nodes = tuple[int, ...]
 Basis = Nodes | float | None
 """Nodes of a grid, the blur of a smooth filter as a part of each side, or nothing: free in every cell."""
 
-SIGMA = 0.1
+SIGMA = 0.12
 _FLOOR = 0.05
 _LONG = 2048  # cells of an axis, beyond which no matrix of cells x cells is made
 
@@ -173,7 +173,7 @@ def parse_basis(
     """What a filter is to be made of: chains of bases, each basis starting where the one before it ended.
 
     Args:
-        basis: "smooth", blurred by a Gaussian of a tenth of each side, "smooth:0.05" of another part; nodes along each
+        basis: "smooth", blurred by a Gaussian of .12 of each side, "smooth:0.05" of another part; nodes along each
             axis: 7, "7x7"; coarse to fine: "4>7>full"; several of these, whose filters are averaged: "4+smooth"; None,
             "full": free in every cell.
         spatial: Of the filter; an axis that is shorter keeps its cells.

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import nonneg
 from .certificate import Answer, certify_nonneg, certify_on_sphere, lower_bound, nonneg_residual, residual_unit
-from .linear import Cone, check_radius, linear_in_cone, linear_nonneg, linear_on_sphere, linear_softmax
+from .linear import Cone, check_radius, cone_of, linear_in_cone, linear_nonneg, linear_on_sphere, linear_softmax
 from .quadratic import LeastSquares
 from .secular import Matrix, Vector, flattest, from_rows, from_spectrum, length, on_sphere
 
@@ -20,6 +20,7 @@ __all__ = [
     "Answer",
     "Cone",
     "LeastSquares",
+    "cone_of",
     "least_squares_nonneg",
     "least_squares_on_sphere",
     "linear_in_cone",

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from l2caf_onnx.errors import InputError, SolverError
+from l2caf_onnx.filters import Grid, Smooth
 
 from . import nonneg
 from .certificate import CERTIFIED, Answer
@@ -101,6 +104,14 @@ class Cone:
                 "A filter cannot be made of these bumps.", how="Give (cells, k), >= 0, no column of zeros."
             )
         return cls(s, s.T @ s, float(s.sum(0).min()))
+
+
+@lru_cache(maxsize=4)
+def cone_of(lift: Grid | Smooth) -> Cone:
+    """The bumps whose sums are its filters, where no weight is negative."""
+    count = math.prod(lift.shape)
+    bumps = lift.values(torch.eye(count, dtype=torch.float64).reshape(count, *lift.shape))
+    return Cone.of(bumps.reshape(count, -1).numpy().T)
 
 
 def linear_in_cone(g: ArrayLike, cone: Cone, r: float, offset: float = 0.0) -> Answer:

@@ -8,6 +8,7 @@ of the tail; a gradient tells of all cells at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from l2caf_onnx.errors import SolverError
 from l2caf_onnx.filters import Smooth, Space, occlusions, sized
 
+from .linear import cone_of, linear_in_cone
 from .solution import LossFunction, Solution, evaluate, refuse_unusable_start
 
 CONSTRAINTS = ("l2", "l2-nonneg")
@@ -33,6 +35,9 @@ class Slope:
     max(-s, 0) (where p = 0, all of it in the cell of the least s). As L(m + e f) = L(m) + e g'f to first order, g =
     dL/df(m), f is what lowers L fastest, on average over what else is hidden and over small shifts.
 
+    Where there are no more cells than occlusions, the mean of the gradients is known well enough to be taken as it is,
+    as an affine tail's: then, with f >= 0 and if `bumps` are given, f is the best of their sums (`linear_in_cone`).
+
     Where a tail hardly feels the size of a cell, but only whether it is there (a layer norm makes tokens of any size
     alike), a gradient tells nothing of what hiding a cell does. That shows in the losses under the occlusions: where s
     does not explain how they vary, and their own regression on the occlusions, fitted to one half of them, explains the
@@ -48,6 +53,7 @@ class Slope:
         hidden: Occlusions that are run without a gradient where the gradient does not tell, even.
         better: By so much must the regression's correlation with the losses be above the gradient's.
         untold: Whether the gradient is known to tell nothing.
+        bumps: What filters are summed of where f >= 0, the gradient tells, and cells are few; not of frames.
     """
 
     occlusions: int = 64
@@ -55,6 +61,7 @@ class Slope:
     better: float = 0.2
     untold: bool = False
     sigma: float = 0.1
+    bumps: Smooth | None = None
     at_once: int = 16
 
     name = "slope"
@@ -80,13 +87,15 @@ class Slope:
         if bool(silent.any()):
             slope[silent] = self._regressed(fn, within, torch.nonzero(silent)[:, 0]).to(slope)
             if tell is not None:
-                tell(self._steepest(slope, within))
-        f = self._steepest(slope, within)
+                tell(self._steepest(slope, within, ~silent))
+        f = self._steepest(slope, within, ~silent)
         with torch.no_grad():
             reached = fn(f, every)
         near = f"a neighbourhood of {self.sigma:g} of each side, in closed form."
+        bumps = self._bumps(within)
+        over = near if bumps is None else f"over sums of bumps of {bumps.sigma:g} of each side, in closed form."
         reasons = (
-            f"The minimum of the loss's slope, a mean over {count} occlusions and {near}",
+            f"The minimum of the loss's slope, a mean over {count} occlusions{' and' if bumps is None else ','} {over}",
             f"The minimum of the loss's regression on {self.hidden} occlusions, whose effect the gradient does not "
             f"tell, and {near}",
         )
@@ -153,7 +162,12 @@ class Slope:
     def _smooth(self, slope: Tensor, within: Space) -> Tensor:
         return Smooth(spatial=within.spatial, sigma=self.sigma, frames=within.frames).values(slope)
 
-    def _steepest(self, slope: Tensor, within: Space) -> Tensor:
+    def _bumps(self, within: Space) -> Smooth | None:
+        few = math.prod(within.spatial) <= self.occlusions and not within.frames
+        return self.bumps if few and within.constraint == "l2-nonneg" else None
+
+    def _steepest(self, slope: Tensor, within: Space, told: Tensor | None = None) -> Tensor:
+        """The filters; `told` (N,): whose slope is of gradients, None: all."""
         smooth = self._smooth(slope, within)
         down = -smooth.flatten(1 + within.frames)  # a row of cells for each that has a size of its own
         if within.constraint == "l2-nonneg":
@@ -161,6 +175,12 @@ class Slope:
             down = torch.where((down > 0).any(-1, keepdim=True), down.clamp_min(0), lowest)
         flat = (smooth.flatten(1 + within.frames) == 0).all(-1, keepdim=True)  # no preference
         found = torch.where(flat, torch.ones_like(down), down).reshape(slope.shape)
+        bumps = self._bumps(within)
+        if bumps is not None:
+            for k, own in enumerate(slope):
+                if (told is None or told[k]) and bool(own.any()):
+                    best = linear_in_cone(own.cpu().numpy().reshape(-1), cone_of(bumps), 1.0)
+                    found[k] = torch.from_numpy(best.filter).reshape(own.shape).to(found)
         return sized(found, within.rho, frames=within.frames, total=False).float()
 
 
