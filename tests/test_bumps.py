@@ -20,7 +20,7 @@ from tests.test_explain import BENT, POOLED, SPREAD, feeds_of
 Array = NDArray[np.float64]
 
 
-def gaussians(rows: int, columns: int, sigma: float = 0.1) -> Array:
+def gaussians(rows: int, columns: int, sigma: float = 0.12) -> Array:
     """(cells, cells): a Gaussian about each cell of a map."""
     sides = [
         np.exp(-0.5 * ((np.arange(n)[:, None] - np.arange(n)) / (sigma * n)) ** 2) for n in (rows, columns)

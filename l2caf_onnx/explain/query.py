@@ -64,7 +64,7 @@ class Plan:
         basis: What the filter is made of, as `attend` takes it.
         exact_basis: Likewise where the exact solver finds it, over maps of two axes or more.
         anew: Whether the solver "slope" sets the target by half against the classes that are strongest under each
-            occlusion, where the objective ranks them, and by half against those of the unfiltered model.
+            occlusion, where the objective ranks them, and by half against those of the unfiltered model. Not of tokens.
         select: What of S2 is watched; None: all.
         reference: Feeds of the input that S2 is held against, for objectives that want one.
         method: What makes the map in the place of L2-CAF; None: nothing.

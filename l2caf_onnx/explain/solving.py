@@ -255,7 +255,7 @@ class Solving:
         def keep(f: Tensor) -> None:
             self.tried.append(f.cpu().numpy())
 
-        loss = self._loss(tail, normal, within, responds, anew=asked.anew)
+        loss = self._loss(tail, normal, within, responds, anew=asked.anew and not solver.untold)
         solution = solver.minimise(loss, within, keep if asked.trace else None)
         if solver.untold:
             rows = solution.filter.flatten(1)
