@@ -85,7 +85,8 @@ def attend(  # type: ignore[misc]  # mypy wishes the options in all three places
         basis: What the filter is made of: nodes between which it is interpolated (7, "7x7", coarse to fine "4>7>full"),
             "smooth" for one that is blurred ("smooth:0.05"), "4+smooth" for the average of two, "full" for one that is
             free in every cell. None: "full", but "smooth" where "exact" is asked about a class, on a map of two
-            axes or more and at most 1,024 cells, and objective, constraint, radius and solver are left open too.
+            axes or more and at most 1,024 cells (where "slope" is, 64), and objective, constraint, radius and solver
+            are left open too.
         solver: "exact" (closed form, with a certificate), "slope" (the minimum of the loss's mean slope under
             occlusions), "lbfgs", the authors' loops "sgd" and "adam", or "blackbox", which needs no gradient; "auto":
             exact where the tail is affine and the question has a closed form, else slope where objective, constraint,

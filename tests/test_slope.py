@@ -215,7 +215,11 @@ def test_it_is_the_default_where_nothing_is_named_and_may_be_asked_for_by_name()
     plain = caf.attend(model, feeds, at="s")
     assert (plain.solver, plain.objective, plain.constraint) == ("slope", "outputs", "l2-nonneg")
     assert "neighbourhood of 0.05" in plain.stop_reason[0]
-    assert "bumps of 0.12 " in caf.attend(model, feeds, at="s", target=1).stop_reason[0]  # 16 cells
+    assert plain.basis is None
+    about = caf.attend(model, feeds, at="s", target=1)  # 16 cells
+    assert (about.solver, about.basis) == ("slope", "smooth")
+    assert "bumps of 0.12 " in about.stop_reason[0]
+    assert caf.attend(model, feeds, at="s", target=1, solver="slope", constraint="l2-nonneg").basis is None
     assert caf.attend(model, feeds, at="s", radius=0.5).solver == "lbfgs"
     assert caf.attend(model, feeds, at="s", basis=2).solver == "lbfgs"
     assert caf.attend(model, feeds, at="s", target=1, radius=0.5).solver == "lbfgs"

@@ -141,8 +141,9 @@ def plan(
 
     Where neither objective, constraint, radius nor solver is named, the defaults are what measured best (README, "Maps
     that tell the truth"): f >= 0, the radius "auto", for a class its contrast with the strongest others, in closed form
-    over smooth filters where the tail is affine, and by the solver "slope" elsewhere. If any of them is named, what is
-    left open is the paper's sphere, rho 0.5, the target's own score, free in every cell, by "exact" or "lbfgs".
+    over smooth filters where the tail is affine, and by the solver "slope" elsewhere, over smooth filters too where
+    cells are few, and with others that are ranked under each occlusion too. If any of them is named, what is left
+    open is the paper's sphere, rho 0.5, the target's own score, free in every cell, by "exact" or "lbfgs".
 
     `preset="paper"`: the paper's class-specific or class-oblivious loss, norm 1, the authors' SGD loop, |f| drawn.
 

@@ -264,8 +264,8 @@ class Solving:
         with torch.no_grad():
             outputs = tail(solution.filter, torch.arange(len(rho)))
             reached = self.objective.losses(outputs, normal, samples=len(rho), target=self.target)
-        solution = replace(solution, loss=reached)
-        return solved(solution, solver.name, rho, outputs)
+        found = solved(replace(solution, loss=reached), solver.name, rho, outputs)
+        return found if solver.summed(within) is None else replace(found, basis=str(self.exact_basis))
 
     def _refuse_unresponsive(self, responds: Tensor, rho: Rho) -> None:
         if bool(responds.all()):

@@ -92,7 +92,7 @@ class Slope:
         with torch.no_grad():
             reached = fn(f, every)
         near = f"a neighbourhood of {self.sigma:g} of each side, in closed form."
-        bumps = self._bumps(within)
+        bumps = self.summed(within)
         over = near if bumps is None else f"over sums of bumps of {bumps.sigma:g} of each side, in closed form."
         reasons = (
             f"The minimum of the loss's slope, a mean over {count} occlusions{' and' if bumps is None else ','} {over}",
@@ -162,7 +162,8 @@ class Slope:
     def _smooth(self, slope: Tensor, within: Space) -> Tensor:
         return Smooth(spatial=within.spatial, sigma=self.sigma, frames=within.frames).values(slope)
 
-    def _bumps(self, within: Space) -> Smooth | None:
+    def summed(self, within: Space) -> Smooth | None:
+        """The `bumps` if filters over `within` are sums of them."""
         few = math.prod(within.spatial) <= self.occlusions and not within.frames
         return self.bumps if few and within.constraint == "l2-nonneg" else None
 
@@ -175,7 +176,7 @@ class Slope:
             down = torch.where((down > 0).any(-1, keepdim=True), down.clamp_min(0), lowest)
         flat = (smooth.flatten(1 + within.frames) == 0).all(-1, keepdim=True)  # no preference
         found = torch.where(flat, torch.ones_like(down), down).reshape(slope.shape)
-        bumps = self._bumps(within)
+        bumps = self.summed(within)
         if bumps is not None:
             for k, own in enumerate(slope):
                 if (told is None or told[k]) and bool(own.any()):
