@@ -136,7 +136,7 @@ class Explanation:
     ) -> Attention:
         scene, asked, stop = self.scene, self.asked, self.scene.stop
         tail = self.filtered.tail if self.filtered is not None else None
-        basis = solved.basis if solved.certificate is not None else asked.basis
+        basis = solved.basis if solved.certificate is not None else solved.basis or asked.basis
         loss = solved.loss
         if tail is None or tail.stepwise is not None:
             loss = self._loss_in_onnxruntime(solved.filter)
