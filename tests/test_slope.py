@@ -15,6 +15,7 @@ from l2caf_onnx.errors import SolverError
 from l2caf_onnx.explain.filtered import ONE_BY_ONE
 from l2caf_onnx.filters import lifts, occlusions, space
 from l2caf_onnx.filters.occlusions import _dealt
+from l2caf_onnx.regress.watch import Question
 from l2caf_onnx.solvers import Slope, resolve
 from l2caf_onnx.solvers.slope import correlation, regression
 from tests.conftest import VIT, Arrays, normal, text, weighted
@@ -231,6 +232,13 @@ def test_it_is_the_default_where_nothing_is_named_and_may_be_asked_for_by_name()
     assert "64 occlusions" in named.stop_reason[0]
 
 
+def test_baselines_ask_as_they_always_did() -> None:
+    """What is stored must be found again, so that no default of attend reaches it."""
+    asked = Question().planned([1], affine=False)
+    assert isinstance(asked.solver, Slope)
+    assert (asked.objective.name, asked.anew, asked.solver.bumps, asked.exact_basis) == ("contrast", False, None, None)
+
+
 def test_what_has_no_closed_form_here_is_refused() -> None:
     model, feeds = weighted(BENT), feeds_of(BENT, 1)
     for constraint in ("softmax", "gaussian"):
@@ -325,7 +333,8 @@ def test_where_it_is_known_not_to_tell_no_gradient_is_taken() -> None:
 
 
 def test_tokens_are_regressed_by_hiding_them_in_onnxruntime_too() -> None:
-    model = weighted(VIT)
+    """And set against the strongest others of the unfiltered model alone."""
+    model = weighted(VIT.replace("float[N,5]", "float[N,40]").replace("float[4,5] wo", "float[4,40] wo"))
     feeds = {"x": np.random.default_rng(3).standard_normal((1, 3, 8, 8)).astype(np.float32)}
     found = caf.attend(model, feeds, at="s", target=1)
     assert (found.solver, found.evaluations.tolist(), found.grid) == ("slope", [256], "1+4x4")
@@ -333,7 +342,7 @@ def test_tokens_are_regressed_by_hiding_them_in_onnxruntime_too() -> None:
     masks = occlusions((4, 4), 256).round().numpy()
     filtered = caf.insert_filter(model, "s", masks, layout="NTC[1+4x4]")
     scores = caf.run(filtered, {"x": np.repeat(feeds["x"], 256, 0)})["y"].astype(np.float64)
-    losses = scores[:, [0, 2, 3, 4]].mean(1) - scores[:, 1]
+    losses = scores @ strongest(caf.run(model, feeds)["y"][0], 1) - scores[:, 1]
     flat = masks.reshape(256, 16).astype(np.float64)
     gains = (losses - losses.mean()) @ (flat - flat.mean(0)) / ((flat - flat.mean(0)) ** 2).sum(0)
     blur = neighbourhood(4, 0.1)
