@@ -246,6 +246,8 @@ def test_what_has_no_closed_form_here_is_refused() -> None:
             caf.attend(model, feeds, at="s", solver="slope", constraint=constraint)
     with pytest.raises(caf.InputError, match="no basis"):
         caf.attend(model, feeds, at="s", solver="slope", basis=3)
+    with pytest.raises(caf.InputError, match=r"shape \(1, 40\)"):  # not of all that is run at once
+        caf.attend(model, feeds, at="s", target=1, select="y[:, :, 3]")
     assert isinstance(resolve("slope"), Slope)
 
 

@@ -249,6 +249,8 @@ class Solving:
         elif asked.anew and isinstance(self.lift, Smooth):
             solver = replace(solver, bumps=self.lift)
         tail, normal = self._tail_of(filtered)
+        with torch.no_grad():  # what does not suit the outputs is said of them, not of those under many occlusions
+            self.objective.losses(normal, normal, samples=len(rho), target=self.target)
         within = replace(self.space(rho), lift=None)
         responds = torch.zeros(len(rho), dtype=torch.bool, device=self.scene.device)
 
