@@ -174,6 +174,11 @@ def test_without_a_converter_the_answer_says_so(proof: str) -> None:
     for n in range(2):
         alone = caf.attend(model, {"x": feeds["x"][n : n + 1]}, at="s", solver="blackbox")
         np.testing.assert_allclose(alone.filter[0], found.filter[n], atol=1e-4)
+    coarse = caf.attend(model, feeds, at="s", proof=proof, constraint="l2", basis=2)
+    assert (coarse.solver, coarse.basis) == ("blackbox", None)
+    assert any("no basis" in n for n in coarse.notes)
+    np.testing.assert_array_equal(coarse.filter, found.filter)
+    assert not any("basis" in n for n in found.notes)
     with pytest.raises(caf.UnsupportedModelError):
         caf.attend(model, feeds, at="s", solver="lbfgs")
     with pytest.raises(caf.UnsupportedModelError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import nnls  # scikit-learn brings it
 from torch import Tensor
 
 import l2caf_onnx as caf
@@ -23,7 +25,6 @@ from tests.test_bumps import gaussians
 from tests.test_explain import BAKED, BENT, POOLED, UNMAPPED, feeds_of
 
 Array = NDArray[np.float64]
-nnls = pytest.importorskip("scipy.optimize").nnls  # scikit-learn brings it
 SPATIAL = [(7, 7), (14, 9), (3, 4), (50,), (5, 6, 4)]
 
 
@@ -165,32 +166,57 @@ def strongest(scores: NDArray[Any], target: int) -> Array:
     return np.isin(np.arange(len(scores)), order) / 20
 
 
-def test_few_cells_are_answered_over_bumps_and_many_by_a_mean() -> None:
-    """Of the second sample the gradient does not tell: no bumps for its regression, nor for frames or the sphere."""
-    for cells in ((8, 8), (9, 8)):
-        within = space("l2-nonneg", torch.full((2,), 0.42), cells)
-        wanted = normal(*cells).astype(np.float64)
+def towards(wanted: Array) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss whose gradient is `wanted` under every occlusion."""
+    return lambda f, _: (torch.from_numpy(wanted) * f.double()).flatten(1).sum(1)
 
-        def loss(f: Tensor, numbers: Tensor, wanted: Array = wanted) -> Tensor:
-            return (torch.from_numpy(wanted) * f.double()).flatten(1).sum(1)
 
-        bumps = lifts.Smooth(spatial=cells, sigma=0.12)
-        plain, found = Slope().minimise(loss, within), Slope(bumps=bumps).minimise(loss, within)
-        if cells == (9, 8):
-            torch.testing.assert_close(found.filter, plain.filter)
-            assert "neighbourhood" in found.stop_reason[0]
-            continue
-        s = gaussians(*cells)
-        best = s @ nnls(s, -wanted.ravel())[0]
-        np.testing.assert_allclose(found.filter[1].ravel(), best * 0.42 * 8 / np.linalg.norm(best), atol=1e-4)
-        assert "bumps of 0.12" in found.stop_reason[0]
-        sphere = space("l2", torch.full((2,), 0.42), cells)
-        torch.testing.assert_close(
-            Slope(bumps=bumps).minimise(loss, sphere).filter, Slope().minimise(loss, sphere).filter
-        )
-        told = Slope(bumps=bumps).minimise(saturating, within)
-        torch.testing.assert_close(told.filter[1], Slope().minimise(saturating, within).filter[1])
-        assert not torch.allclose(told.filter[0], Slope().minimise(saturating, within).filter[0])
+def test_few_cells_are_answered_over_bumps() -> None:
+    cells = (8, 8)
+    within = space("l2-nonneg", torch.tensor([0.42, 0.3]), cells)
+    wanted = normal(*cells).astype(np.float64)
+    found = Slope(bumps=lifts.Smooth(spatial=cells, sigma=0.12)).minimise(towards(wanted), within)
+    s = gaussians(*cells)
+    best = s @ nnls(s, -wanted.ravel())[0]
+    for n, rho in enumerate((0.42, 0.3)):
+        np.testing.assert_allclose(found.filter[n].ravel(), best * rho * 8 / np.linalg.norm(best), atol=1e-4)
+    assert all("bumps of 0.12" in reason for reason in found.stop_reason)
+
+
+@pytest.mark.parametrize(
+    ("cells", "constraint", "frames"),
+    [((9, 8), "l2-nonneg", False), ((8, 8), "l2", False), ((4, 4, 4), "l2-nonneg", True)],
+    ids=["more cells than occlusions", "sphere", "frames"],
+)
+def test_elsewhere_bumps_play_no_part(cells: tuple[int, ...], constraint: str, frames: bool) -> None:
+    within, loss = space(constraint, torch.tensor([0.42]), cells, frames=frames), towards(normal(*cells).astype(float))
+    plain = Slope().minimise(loss, within)
+    found = Slope(bumps=lifts.Smooth(spatial=cells, sigma=0.12, frames=frames)).minimise(loss, within)
+    assert torch.equal(found.filter, plain.filter)
+    assert found.stop_reason == plain.stop_reason
+
+
+def test_of_samples_that_are_regressed_the_mean_stays() -> None:
+    """Of the second the gradient does not tell."""
+    within = space("l2-nonneg", torch.full((2,), 0.42), (8, 8))
+    plain = Slope().minimise(saturating, within)
+    found = Slope(bumps=lifts.Smooth(spatial=(8, 8), sigma=0.12)).minimise(saturating, within)
+    assert torch.equal(found.filter[1], plain.filter[1])
+    assert not torch.allclose(found.filter[0], plain.filter[0])
+    assert ["bumps" in reason for reason in found.stop_reason] == [True, False]
+
+
+def test_a_result_says_smooth_only_where_all_of_it_is() -> None:
+    """Where a cell is hidden the gradient points elsewhere, without an effect: such a sample is regressed."""
+    model = weighted("""g (float[N,2,4,4] x) => (float[N,3] y)
+    <float k = {8}, float c = {100}, float much = {1000}, float[32,3] w, float[32,3] v> {
+      s = Relu (x)  m = Mul (s, k)  t = Tanh (m)  f = Flatten (t)  a = Gemm (f, w)
+      d = Mul (s, c)  q = Mul (d, d)  n = Neg (q)  e = Exp (n)  h = Mul (s, e)  r = Mul (h, much)  g = Flatten (r)
+      b = Gemm (g, v)  y = Add (a, b) }""")
+    feeds = {"x": 1 + np.abs(normal(1, 2, 4, 4))}
+    found = caf.attend(model, feeds, at="s", target=1)
+    assert (found.solver, found.basis, found.evaluations.tolist()) == ("slope", None, [64 + 256])
+    assert "regression" in found.stop_reason[0]
 
 
 @pytest.mark.parametrize(
@@ -234,9 +260,11 @@ def test_it_is_the_default_where_nothing_is_named_and_may_be_asked_for_by_name()
 
 def test_baselines_ask_as_they_always_did() -> None:
     """What is stored must be found again, so that no default of attend reaches it."""
-    asked = Question().planned([1], affine=False)
-    assert isinstance(asked.solver, Slope)
-    assert (asked.objective.name, asked.anew, asked.solver.bumps, asked.exact_basis) == ("contrast", False, None, None)
+    for affine in (False, True):
+        asked = Question().planned([1], affine=affine)
+        assert isinstance(asked.solver, Slope)
+        assert (asked.objective.name, asked.anew, asked.exact_basis) == ("contrast", False, None)
+        assert asked.solver.bumps is None
 
 
 def test_what_has_no_closed_form_here_is_refused() -> None:
@@ -244,11 +272,14 @@ def test_what_has_no_closed_form_here_is_refused() -> None:
     for constraint in ("softmax", "gaussian"):
         with pytest.raises(caf.InputError, match=constraint):
             caf.attend(model, feeds, at="s", solver="slope", constraint=constraint)
-    with pytest.raises(caf.InputError, match="no basis"):
-        caf.attend(model, feeds, at="s", solver="slope", basis=3)
+    for solver in ("slope", "blackbox"):
+        with pytest.raises(caf.InputError, match="no basis"):
+            caf.attend(model, feeds, at="s", solver=solver, basis=3)
     with pytest.raises(caf.InputError, match=r"shape \(1, 40\)"):  # not of all that is run at once
         caf.attend(model, feeds, at="s", target=1, select="y[:, :, 3]")
     assert isinstance(resolve("slope"), Slope)
+    assert caf.attend(model, feeds, at="s", solver="lbfgs", basis=3).basis == "3"
+    assert caf.attend(model, feeds, at="s", target=1, method="gradcam", basis=3).basis is None  # it makes no filter
 
 
 def test_a_tail_that_does_not_depend_on_the_filter_is_dead() -> None:

@@ -71,8 +71,10 @@ class Explanation:
         if self.asked.fallback is None or self.asked.method is not None:
             raise error
         self.filtered = None
+        asked = self.asked.basis
+        free = f" Free in every cell: it keeps to no basis, not to {asked!r}." if asked is not None else ""
         self.notes += (
-            f"Solved by forward runs of onnxruntime alone (solver {Blackbox.name}), for want of a gradient. "
+            f"Solved by forward runs of onnxruntime alone (solver {Blackbox.name}), for want of a gradient.{free} "
             f"{error.what}",
         )
 
@@ -136,7 +138,6 @@ class Explanation:
     ) -> Attention:
         scene, asked, stop = self.scene, self.asked, self.scene.stop
         tail = self.filtered.tail if self.filtered is not None else None
-        basis = solved.basis if solved.certificate is not None else solved.basis or asked.basis
         loss = solved.loss
         if tail is None or tail.stepwise is not None:
             loss = self._loss_in_onnxruntime(solved.filter)
@@ -164,7 +165,7 @@ class Explanation:
             seed=asked.seed,
             notes=self.notes + (self.filtered.notes if self.filtered is not None else ()),
             method=asked.method.name if asked.method is not None else OURS,
-            basis=None if basis is None else str(basis),
+            basis=solved.basis,
             watched=self._watched(),
             frames=scene.frames,
             trace=trace,

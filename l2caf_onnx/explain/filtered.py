@@ -110,7 +110,7 @@ class Filtered:
             for way in ("together", "vmap"):
                 try:
                     both = _WAYS[way](self, f, samples)
-                except Exception:  # noqa: BLE001  # modules raise anything where a batch does not fit
+                except Exception:  # noqa: BLE001  # modules raise anything where a batch does not fit; a slower way is left
                     continue
                 if all(_same(a, {n: v[e : e + 1] for n, v in both.items()}) for a, e in zip(alone, ends, strict=True)):
                     chosen = way

@@ -196,7 +196,7 @@ def plan(
             f"The solver {solver!r} cannot keep to the constraint {constraint!r}.",
             how="Choose the constraint 'l2' or 'l2-nonneg', or another solver.",
         )
-    if solver == solvers.Slope.name and basis is not None:
+    if solver in (solvers.Slope.name, solvers.Blackbox.name) and basis is not None:
         raise InputError(f"The solver {solver!r} takes no basis.", how="Leave one of them out.")
     exact: Literal["no", "where possible", "only"] = "no"
     by_slope = measured and basis is None

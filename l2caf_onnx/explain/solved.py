@@ -34,7 +34,7 @@ class Solved:
         outputs: Tells what the solver's form of the tail gives for the filters, batch first; None for the solver
             blackbox, which has none.
         certificate: Of the exact solver.
-        basis: What it made the filters of; None: they are free in every cell.
+        basis: What the filters were made of, whatever was asked for; None: they are free in every cell.
     """
 
     filter: NDArray[np.float32]

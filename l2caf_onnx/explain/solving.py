@@ -162,8 +162,7 @@ class Solving:
                 self.scene.refuse_dead(self.space(rho), asked.seed)
             return given
 
-        basis = self.exact_basis
-        return replace(found, outputs=outputs, basis=None if basis is None else str(basis))
+        return replace(found, outputs=outputs, basis=_named(self.exact_basis))
 
     def _no_closed_form(self) -> SolverError:
         stop, asked = self.scene.stop, self.asked
@@ -219,7 +218,7 @@ class Solving:
         with torch.no_grad():
             reached = self.objective.losses(outputs, normal, samples=samples, target=self.target)
         solution = _in_all(solutions, f, reached if len(ends) > 1 else None, str(asked.basis))
-        return solved(solution, asked.solver.name, rho, outputs)
+        return replace(solved(solution, asked.solver.name, rho, outputs), basis=_named(asked.basis))
 
     def _tail_of(self, filtered: Filtered) -> tuple[Callable[..., Outputs], Outputs]:
         """What a solver runs, the matrix of an affine tail in its place; and the outputs that losses compare with."""
@@ -239,7 +238,8 @@ class Solving:
         """From runs at occlusions, which are filters of any size: the loss takes them as they are.
 
         Of tokens, which norms make all of one size, a gradient is known to tell nothing. Their layout says so, so that
-        two models that hardly differ are asked in one way.
+        two models that hardly differ are asked in one way: of other classes that are ranked under an occlusion too,
+        and of filters that are sums of bumps, nothing was measured there.
         """
         asked = self.asked
         solver = asked.solver
@@ -267,7 +267,8 @@ class Solving:
             outputs = tail(solution.filter, torch.arange(len(rho)))
             reached = self.objective.losses(outputs, normal, samples=len(rho), target=self.target)
         found = solved(replace(solution, loss=reached), solver.name, rho, outputs)
-        return found if solver.summed(within) is None else replace(found, basis=str(self.exact_basis))
+        told = bool((solution.evaluations == solver.occlusions).all())  # a sample that was regressed is no sum of bumps
+        return replace(found, basis=_named(self.exact_basis)) if told and solver.summed(within) is not None else found
 
     def _refuse_unresponsive(self, responds: Tensor, rho: Rho) -> None:
         if bool(responds.all()):
@@ -287,7 +288,7 @@ class Solving:
         anew: bool = False,
     ) -> LossFunction:
         """The objective of what a solver moves; it notes which samples respond, what is seen at the filters, and, where
-        the question wants them, all that are tried.
+        the question wants them, all that are tried. `anew`: as `Plan.anew` has it.
         """
         samples = self.scene.onnx.samples
         every = torch.arange(samples)
@@ -319,6 +320,10 @@ class Solving:
             return losses
 
         return loss
+
+
+def _named(basis: str | int | None) -> str | None:
+    return None if basis is None else str(basis)
 
 
 def _in_all(solutions: Sequence[Solution], f: Tensor, averaged: Tensor | None, basis: str) -> Solution:

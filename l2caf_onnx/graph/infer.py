@@ -37,7 +37,7 @@ def inferred(
             dims = kind.tensor_type.shape.dim
             if kind.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
                 found[name] = tuple(d.dim_value for d in dims)
-    except Exception:  # noqa: BLE001  # it raises bare errors of many kinds where it knows too little
+    except Exception:  # noqa: BLE001  # onnx raises bare errors of many kinds where it knows too little: no shape is known
         return {}
     return found
 

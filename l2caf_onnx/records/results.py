@@ -137,8 +137,8 @@ class Attention:
         notes: Sentences that the user should read, such as an output replaced by its logits.
         method: "l2caf", or the other method whose raw maps `filter` then holds; `loss` and `proof` are those of the map
             as a filter of rho 0.5.
-        basis: What the filter is made of, as it was asked for; None: free in every cell. By default "smooth" where a
-            class is asked about in closed form, or on a map of few cells.
+        basis: What the filter is made of, by the name by which it is asked for; None: free in every cell. By default
+            "smooth" where a class is asked about in closed form, or on a map of few cells.
         watched: What of `to` is watched, as it was asked for; () for all.
         frames: Whether the first axis of `filter` counts frames, each with a constraint of its own.
         trace: (evaluations, N, *spatial) the filters that the solver tried, where that was asked for.

@@ -126,13 +126,15 @@ def _onnx2torch(proto: onnx.ModelProto) -> nn.Module:
     ops.install()
     for named in (*proto.opset_import, *walk(proto.graph)):
         named.domain = undotted(named.domain)
-    return onnx2torch.convert(proto)  # type: ignore[no-any-return]  # it has no annotations
+    made: nn.Module = onnx2torch.convert(proto)
+    return made
 
 
 def _onnx2pytorch(proto: onnx.ModelProto) -> nn.Module:
     from onnx2pytorch import ConvertModel
 
-    return ConvertModel(proto)  # type: ignore[no-any-return]  # it has no annotations
+    made: nn.Module = ConvertModel(proto)
+    return made
 
 
 CHAIN = (Converter("onnx2torch", _onnx2torch), Converter("onnx2pytorch", _onnx2pytorch))
@@ -193,7 +195,7 @@ def _to_torch(model: Model, example: Arrays, held: Collection[str], providers: S
             tail = attempt(form, converter, expected, narrow=narrow)
             tail.fixed = {n: example[n] for n in sorted(folded.fixed)}
             tail.parity = measure(model, tail, example, expected, providers)
-        except Exception as error:  # noqa: BLE001  # converters raise anything; the next is tried
+        except Exception as error:  # noqa: BLE001  # converters raise anything; the next is tried, and `blame` tells it if none agrees
             attempts.append(Attempt(converter, error, None))
             continue
         if tail.parity.ok:

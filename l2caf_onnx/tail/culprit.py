@@ -86,7 +86,7 @@ def _alone(form: Plain, index: int, converter: Converter, values: Mapping[str, N
         alone = single_node(form.model, index, values)
         expected = runtime.run(alone, fed)
         found = measure(alone, attempt(plain(alone), converter, expected), fed, expected, None)
-    except Exception as error:  # noqa: BLE001  # converters raise anything
+    except Exception as error:  # noqa: BLE001  # converters raise anything; it is told of the node, not lost
         return Verdict(name, "error", _first_line(error))
     return None if found.ok else Verdict(name, _kind(found), f"{_size(found)} from onnxruntime on identical inputs")
 

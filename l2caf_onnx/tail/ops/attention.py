@@ -188,7 +188,8 @@ def linear_attention(
     beta: Tensor | None = None,
 ) -> Outputs:
     if node.get("state_window", 0):
-        raise NotImplementedError("LinearAttention with state_window is not supported.")  # forward runs solve it
+        # onnxruntime's kernel for CPUs (1.31) refuses it too, so that no conversion could be held against it
+        raise NotImplementedError("LinearAttention with state_window is not supported.")
     q_heads, kv_heads = node.get("q_num_heads"), node.get("kv_num_heads")
     rule = node.get("update_rule", "gated_delta")
     query, key, value = heads_apart(query, q_heads), heads_apart(key, kv_heads), heads_apart(value, kv_heads)
